@@ -1,0 +1,31 @@
+# `make demo` and `make test` do all the set-up they need, once.
+PYTHON ?= $(shell for candidate in python3.11 python3.10 python3 python; do \
+	if $$candidate -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 12))' \
+		>/dev/null 2>&1; then echo $$candidate; break; fi; done)
+RUN := .venv/bin/python
+INSTALLED := .venv/.installed
+
+.PHONY: demo test lint clean
+
+demo: $(INSTALLED)
+	$(RUN) bin/train.py --config=configs/digits.py --workdir=runs/demo
+
+test: $(INSTALLED)
+	$(RUN) -m pytest
+
+lint: $(INSTALLED)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+$(INSTALLED): requirements.txt setup.py
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "dpmix_tf needs Python 3.10 or 3.11 (tensorflow-privacy 0.9 asks for < 3.12)," >&2; \
+		echo "and none was found. Install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
+		exit 1; fi
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

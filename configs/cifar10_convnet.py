@@ -1,0 +1,27 @@
+"""DP-Mix_Self on CIFAR-10 with a small network: about half an hour on two cores.
+
+  python bin/train.py --config=configs/cifar10_convnet.py --workdir=runs/cifar10_convnet
+
+Add --config.data.data_dir=... where CIFAR-10 is already prepared by TFDS. Small on
+purpose: a run to check a set-up with, far from the accuracy of cifar10_wrn16_4.
+"""
+
+from dpmix_tf.training import default_config
+
+
+def get_config():
+    """Returns the run's configuration."""
+    config = default_config()
+    config.data.name = "cifar10"
+    config.network.update(name="convnet", widths=(16, 32, 64), groups=8)
+    config.views.base = 16
+    config.views.mixed = 18
+    config.views.augment = "crop_flip"
+    config.privacy.epsilon = 8.0
+    config.privacy.delta = 1e-5
+    config.privacy.expected_batch_size = 512
+    config.privacy.updates = 250
+    config.optimizer.update(name="SGD", learning_rate=2.0)
+    config.run.evaluate_every = 25
+    config.run.checkpoint_every = 25
+    return config

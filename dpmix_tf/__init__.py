@@ -1,0 +1,61 @@
+"""dpmix_tf: private image classifiers with DP-Mix, for TensorFlow and Keras.
+
+The public names; see README.md for a first run. They are imported when first used, so
+that commands which only do arithmetic need not wait for TensorFlow.
+"""
+
+import importlib
+import os
+from typing import TYPE_CHECKING
+
+if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+    raise ImportError(
+        "dpmix_tf needs Keras on TensorFlow; KERAS_BACKEND is "
+        f"{os.environ['KERAS_BACKEND']!r} here. Unset it, or set it to 'tensorflow', "
+        "before Python starts."
+    )
+
+if TYPE_CHECKING:
+    from dpmix_tf import data, models, views
+    from dpmix_tf.data import ArraySource, ImageFolderSource, PoissonBatches
+    from dpmix_tf.errors import BudgetExhaustedError, DPMixError
+    from dpmix_tf.privacy import PrivacyPlan
+    from dpmix_tf.training import DPMixModel, Trainer, default_config
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ArraySource": "data",
+    "BudgetExhaustedError": "errors",
+    "DPMixError": "errors",
+    "DPMixModel": "training",
+    "ImageFolderSource": "data",
+    "PoissonBatches": "data",
+    "PrivacyPlan": "privacy",
+    "Trainer": "training",
+    "default_config": "training",
+}
+_MODULES = ("data", "models", "views")
+
+__all__ = [
+    "ArraySource",
+    "BudgetExhaustedError",
+    "DPMixError",
+    "DPMixModel",
+    "ImageFolderSource",
+    "PoissonBatches",
+    "PrivacyPlan",
+    "Trainer",
+    "data",
+    "default_config",
+    "models",
+    "views",
+]
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        return importlib.import_module(f"dpmix_tf.{name}")
+    if name in _HOME:
+        return getattr(importlib.import_module(f"dpmix_tf.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'dpmix_tf' has no attribute {name!r}")

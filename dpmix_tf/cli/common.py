@@ -1,0 +1,76 @@
+"""What the commands share: flags in --help, and errors a user can act on."""
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from dpmix_tf.errors import DPMixError
+
+
+def define_config() -> flags.FlagHolder:
+    """Defines --config: a file in configs/, its fields open to --config.field=value."""
+    return config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Configuration file, such as configs/digits.py. Its fields can be set on the "
+        "command line: --config.privacy.epsilon=4. Configuration files are Python code "
+        "and are run: use only those you trust.",
+        lock_config=True,
+    )
+
+
+def define_workdir(purpose: str) -> flags.FlagHolder[str | None]:
+    """Defines --workdir."""
+    return flags.DEFINE_string("workdir", None, purpose)
+
+
+def require(**given) -> None:
+    """Refuses to start without the named flags."""
+    for name, value in given.items():
+        if value is None:
+            raise DPMixError(f"--{name} is missing. See --help.")
+
+
+def run(main: Callable[[list[str]], None], module: ModuleType | object) -> None:
+    """Runs a command: parses flags, turns our errors into one message and status 2.
+
+    Args:
+      main: takes the positional arguments.
+      module: the command's module; its docstring and flags become --help.
+    """
+    name = module.__name__  # type: ignore[attr-defined]
+    for owner in (__name__, name):
+        for flag in flags.FLAGS.get_key_flags_for_module(owner):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    sys.modules["__main__"].__doc__ = module.__doc__
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            main(argv[1:])
+        except DPMixError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt as stop:
+            print(f"\n{stop or 'Interrupted.'}", file=sys.stderr)
+            sys.exit(130)
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses flags; ml_collections reports a mistyped field as a bare exception."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        text = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")
+        fields = [part for part in argv[1:] if part.startswith("--config")]
+        print(
+            f"error: the configuration is not accepted: {text}\n"
+            f"It was given by: {' '.join(fields)}\n"
+            "Fields and their defaults are in dpmix_tf/training/config.py.",
+            file=sys.stderr,
+        )
+        sys.exit(2)

@@ -1,0 +1,56 @@
+"""Measures a trained model's test accuracy, with raw and with averaged weights.
+
+python bin/evaluate.py --workdir=runs/digits
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from dpmix_tf.cli import common
+from dpmix_tf.errors import DPMixError
+
+_WORKDIR = common.define_workdir("The --workdir of a training run.")
+_SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "Which examples.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where the data lies now; default where it was for training."
+)
+
+
+def _main(argv: list[str]) -> None:
+    common.require(workdir=_WORKDIR.value)
+    import keras
+
+    from dpmix_tf.data import load_dataset, ordered_batches
+    from dpmix_tf.training import restore_network
+    from dpmix_tf.views.maker import as_float
+
+    workdir = Path(_WORKDIR.value)
+    result: dict[str, object] = {"split": _SPLIT.value}
+    source = None
+    for weights in ("raw", "ema"):
+        network, metadata = restore_network(workdir, weights=weights)
+        if source is None:
+            config = json.loads((workdir / "config.json").read_text())
+            config["data"]["data_dir"] = _DATA_DIR.value or config["data"]["data_dir"]
+            dataset = load_dataset(**config["data"])
+            source = getattr(dataset, _SPLIT.value)
+            if source is None:
+                raise DPMixError(
+                    "The run kept no validation examples "
+                    "(data.validation_fraction = 0). Use --split=test."
+                )
+            result |= {"examples": len(source), "updates": metadata["updates"]}
+        accuracy = keras.metrics.SparseCategoricalAccuracy()
+        for images, labels in ordered_batches(source, 500):
+            accuracy.update_state(labels, network(as_float(images), training=False))
+        name = f"{_SPLIT.value}_accuracy" + ("_ema" if weights == "ema" else "")
+        result[name] = round(float(accuracy.result()), 6)
+    print(json.dumps(result, indent=2))
+
+
+def main() -> None:
+    """Entry point."""
+    common.run(_main, sys.modules[__name__])

@@ -1,0 +1,154 @@
+r"""Epsilon, noise, updates and batch size: give any three, get the fourth.
+
+python bin/privacy.py --num_examples=50000 --delta=1e-5 \
+      --epsilon=8 --updates=2400 --batch_size=4096
+python bin/privacy.py --num_examples=50000 --delta=1e-5 \
+      --noise_multiplier=3 --updates=2500 --batch_size=4096 --picture=epsilon.png
+"""
+
+import json
+import sys
+import warnings
+
+from absl import flags
+
+from dpmix_tf.cli import common
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.privacy import PrivacyPlan, accounting
+
+_NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "Training examples, N.")
+_DELTA = flags.DEFINE_float("delta", None, "Delta; well below 1 / num_examples.")
+_EPSILON = flags.DEFINE_float("epsilon", None, "The budget.")
+_NOISE = flags.DEFINE_float("noise_multiplier", None, "Noise over clip norm.")
+_UPDATES = flags.DEFINE_integer("updates", None, "Noisy updates.")
+_BATCH = flags.DEFINE_float("batch_size", None, "Expected batch size, N times q.")
+_ACCOUNTANT = flags.DEFINE_enum(
+    "accountant", "pld", list(accounting.ACCOUNTANTS), "PLD is tighter, RDP faster."
+)
+_FORMAT = flags.DEFINE_enum("format", "table", ["table", "json"], "How to print.")
+_PICTURE = flags.DEFINE_string(
+    "picture", None, "Write a picture of epsilon against updates to this PNG file."
+)
+
+
+def _main(argv: list[str]) -> None:
+    common.require(num_examples=_NUM_EXAMPLES.value, delta=_DELTA.value)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        plan = _solve()
+    for text in {str(warning.message) for warning in caught}:
+        print(f"warning: {text}", file=sys.stderr)
+    if _FORMAT.value == "json":
+        answer = plan.to_dict() | {
+            "sampling_probability": plan.sampling_probability,
+            "epsilon": plan.epsilon() if plan.noise_multiplier else None,
+            "statement": plan.statement(),
+        }
+        print(json.dumps(answer, indent=2))
+    else:
+        for name, value in (
+            ("epsilon", f"{plan.epsilon():.4f}"),
+            ("delta", f"{plan.delta:g}"),
+            ("noise multiplier", f"{plan.noise_multiplier:.4f}"),
+            ("updates", f"{plan.updates:,}"),
+            ("expected batch size", f"{plan.expected_batch_size:g}"),
+            ("sampling probability", f"{plan.sampling_probability:.6g}"),
+        ):
+            print(f"{name:<21} {value}")
+        print("\n" + plan.statement())
+    if _PICTURE.value:
+        draw_curve(plan, _PICTURE.value)
+
+
+def _solve() -> PrivacyPlan:
+    """Makes the plan, whichever of the four quantities is missing."""
+    given = {
+        "epsilon": _EPSILON.value,
+        "noise_multiplier": _NOISE.value,
+        "updates": _UPDATES.value,
+        "batch_size": _BATCH.value,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) != 1:
+        raise DPMixError(
+            "Give exactly three of --epsilon, --noise_multiplier, --updates and "
+            f"--batch_size; missing: {', '.join(missing) or 'none'}."
+        )
+
+    def plan(**changes) -> PrivacyPlan:
+        return PrivacyPlan.for_noise(
+            **{
+                "noise_multiplier": _NOISE.value,
+                "delta": _DELTA.value,
+                "num_examples": _NUM_EXAMPLES.value,
+                "expected_batch_size": _BATCH.value,
+                "updates": _UPDATES.value,
+                "accountant": _ACCOUNTANT.value,
+                **changes,
+            }
+        )
+
+    if missing == ["epsilon"]:
+        return plan()
+    if _EPSILON.value <= 0:
+        raise DPMixError(f"epsilon must be above 0, received: {_EPSILON.value}.")
+    if missing == ["noise_multiplier"]:
+        return PrivacyPlan.for_epsilon(
+            epsilon=_EPSILON.value,
+            delta=_DELTA.value,
+            num_examples=_NUM_EXAMPLES.value,
+            expected_batch_size=_BATCH.value,
+            updates=_UPDATES.value,
+            accountant=_ACCOUNTANT.value,
+        )
+    field, limit = (
+        ("updates", 10**9)
+        if missing == ["updates"]
+        else ("expected_batch_size", _NUM_EXAMPLES.value)
+    )
+    plan(**{field: 1})  # refuses bad values before the search
+    most = accounting.largest_integer(
+        lambda value: plan(**{field: value}).epsilon() <= _EPSILON.value, limit
+    )
+    if most == 0:
+        raise DPMixError(
+            f"Even {field} = 1 costs epsilon = {plan(**{field: 1}).epsilon():.4f}, "
+            f"more than {_EPSILON.value:g}. Raise the noise multiplier."
+        )
+    return plan(**{field: most})
+
+
+def draw_curve(plan: PrivacyPlan, path: str) -> None:
+    """Draws epsilon against updates, by both accountants, as a PNG."""
+    import dataclasses
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    count = min(plan.updates, 25)
+    updates = sorted({max(1, plan.updates * i // count) for i in range(count + 1)})
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for accountant, style in (("pld", "-"), ("rdp", "--")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            other = dataclasses.replace(plan, accountant=accountant)
+        epsilons = [other.epsilon(update) for update in updates]
+        axes.plot(updates, epsilons, style, color="black", label=accountant.upper())
+    axes.set(
+        xlabel="updates",
+        ylabel=f"epsilon at delta = {plan.delta:g}",
+        title=f"noise multiplier {plan.noise_multiplier:.3g}, "
+        f"q = {plan.sampling_probability:.4g}",
+        ylim=(0, None),
+    )
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    print(f"\nPicture written to {path}")
+
+
+def main() -> None:
+    """Entry point."""
+    common.run(_main, sys.modules[__name__])

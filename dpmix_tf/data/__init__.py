@@ -1,0 +1,22 @@
+"""Private examples in: sources, data sets by name, Poisson-sampled batches."""
+
+from dpmix_tf.data.poisson import Batch, PoissonBatches
+from dpmix_tf.data.registry import DATASETS, Dataset, load_dataset
+from dpmix_tf.data.sources import (
+    ArraySource,
+    ExampleSource,
+    ImageFolderSource,
+    ordered_batches,
+)
+
+__all__ = [
+    "DATASETS",
+    "ArraySource",
+    "Batch",
+    "Dataset",
+    "ExampleSource",
+    "ImageFolderSource",
+    "PoissonBatches",
+    "load_dataset",
+    "ordered_batches",
+]

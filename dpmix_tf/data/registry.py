@@ -1,0 +1,225 @@
+"""Data set name -> train, validation and test sources."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dpmix_tf.data.sources import (
+    ArraySource,
+    ExampleSource,
+    ImageFolderSource,
+    TfdsSource,
+    fit_image,
+)
+from dpmix_tf.errors import DPMixError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A data set's three parts. Validation is cut from train, never from test.
+
+    Attributes:
+      name: the registry's name.
+      train: private examples to learn from.
+      validation: private examples for choosing hyperparameters; None if not wanted.
+      test: examples for the final number.
+    """
+
+    name: str
+    train: ExampleSource
+    validation: ExampleSource | None
+    test: ExampleSource
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name a class, by label."""
+        return self.train.class_names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return self.train.image_shape
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Tfds:
+    """Where TFDS keeps a data set, and how we cut what it has no split for.
+
+    `test=None`: the data set has no test split; a fixed fifth of `train` becomes it.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    train: str = "train"
+    test: str | None = "test"
+
+
+# Sizes are the data's own where it has one, 224 where images vary. TFDS has Caltech-101
+# but not Caltech-256, which is read from its published folder instead.
+_TFDS = {
+    "cifar10": _Tfds(name="cifar10", image_shape=(32, 32, 3)),
+    "cifar100": _Tfds(name="cifar100", image_shape=(32, 32, 3)),
+    "eurosat": _Tfds(name="eurosat/rgb", image_shape=(64, 64, 3), test=None),
+    "sun397": _Tfds(
+        name="sun397/tfds", image_shape=(224, 224, 3), train="train+validation"
+    ),
+    "oxford_iiit_pet": _Tfds(name="oxford_iiit_pet", image_shape=(224, 224, 3)),
+}
+
+DATASETS = ("digits", *_TFDS, "caltech256", "image_folder")
+
+
+def load_dataset(
+    name: str,
+    *,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    validation_fraction: float = 0.1,
+    download: bool = True,
+) -> Dataset:
+    """Loads a data set by name.
+
+    Args:
+      name: one of DATASETS. "digits" comes with scikit-learn and needs nothing else.
+      data_dir: TFDS's data directory; for "caltech256" and "image_folder" the folder:
+        one subfolder a class, or `train/` and `test/` that hold those.
+      image_size: resize images to image_size x image_size; default the data's own
+        size, 224 where it varies. "digits" is always 8x8.
+      channels: 1 or 3, for image folders; default 3.
+      validation_fraction: share of train that becomes validation, in [0, 1).
+      download: let TFDS download and prepare what is missing.
+
+    Returns:
+      Dataset. The cut depends on the number of examples alone, never on a seed.
+
+    Raises:
+      DPMixError: unknown name, missing files, or data that TFDS has not prepared.
+    """
+    if name not in DATASETS:
+        raise DPMixError(
+            f"data.name must be one of {', '.join(DATASETS)}; received: {name!r}."
+        )
+    if not 0 <= validation_fraction < 1:
+        raise DPMixError(
+            "validation_fraction must be at least 0 and below 1, received: "
+            f"{validation_fraction}."
+        )
+    if name == "digits":
+        train, test = _digits()
+    elif name in _TFDS:
+        train, test = _tfds(_TFDS[name], data_dir, image_size, download)
+    else:
+        shape = (image_size or 224, image_size or 224, channels or 3)
+        train, test = _folder(name, data_dir, shape)
+    train, validation = _cut(train, validation_fraction)
+    return Dataset(name=name, train=train, validation=validation, test=test)
+
+
+def _cut(
+    source: ExampleSource, fraction: float
+) -> tuple[ExampleSource, ExampleSource | None]:
+    """Cuts `fraction` off a source: a fixed, shuffled choice of its examples."""
+    # RandomState's streams are frozen by NumPy for good, unlike Generator's.
+    order = np.random.RandomState(0).permutation(len(source))
+    size = round(fraction * len(source))
+    if not size:
+        return source, None
+    return source.subset(np.sort(order[size:])), source.subset(np.sort(order[:size]))
+
+
+def _digits() -> tuple[ExampleSource, ExampleSource]:
+    """scikit-learn's 1,797 handwritten digits; a fixed fifth is the test set."""
+    from sklearn import datasets  # costs a second to import, and only digits need it
+
+    digits = datasets.load_digits()
+    # Values are whole numbers from 0 to 16.
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
+    train, test = _cut(ArraySource(images, digits.target), 0.2)
+    assert test is not None
+    return train, test
+
+
+def _folder(
+    name: str, data_dir: str | None, shape: tuple[int, int, int]
+) -> tuple[ExampleSource, ExampleSource]:
+    if not data_dir:
+        raise DPMixError(
+            f"data.name={name!r} needs data.data_dir: a folder with one subfolder of "
+            "images a class, or with train/ and test/ that hold such subfolders."
+        )
+    folder = Path(data_dir)
+    if (folder / "train").is_dir() and (folder / "test").is_dir():
+        train = ImageFolderSource(folder / "train", shape)
+        test = ImageFolderSource(folder / "test", shape, train.class_names)
+        test.check()
+        train.check()
+        return train, test
+    everything = ImageFolderSource(folder, shape)
+    everything.check()
+    train_part, test_part = _cut(everything, 0.2)
+    if test_part is None:
+        raise DPMixError(
+            f"{folder} holds {len(everything)} images: too few to cut a test set off."
+        )
+    return train_part, test_part
+
+
+def _tfds(
+    wanted: _Tfds, data_dir: str | None, image_size: int | None, download: bool
+) -> tuple[ExampleSource, ExampleSource]:
+    import tensorflow_datasets as tfds  # costs seconds to import
+
+    builder = tfds.builder(wanted.name, data_dir=data_dir)
+    if not builder.is_prepared():
+        _prepare(builder, wanted.name, download)
+    height, width, channels = wanted.image_shape
+    shape = (image_size or height, image_size or width, channels)
+    train = _split(builder, wanted.train, shape)
+    if wanted.test is not None:
+        return train, _split(builder, wanted.test, shape)
+    train_part, test_part = _cut(train, 0.2)
+    assert test_part is not None
+    return train_part, test_part
+
+
+def _prepare(builder, name: str, download: bool) -> None:
+    command = f"tfds build {name} --data_dir={builder.data_dir_root}"
+    reason = "data.download is off"
+    if download:
+        try:
+            builder.download_and_prepare()
+            return
+        except Exception as error:  # TFDS raises whatever its transport raises
+            reason = f"downloading failed: {type(error).__name__}: {error}"
+    raise DPMixError(
+        f"TFDS data set {name!r} is not prepared in {builder.data_dir_root} and "
+        f"{reason[:300]}.\nPrepare it on a machine with a network by\n  {command}\n"
+        "and copy the folder, or point data.data_dir at where it is."
+    )
+
+
+def _split(builder, split: str, shape: tuple[int, int, int]) -> ExampleSource:
+    """Opens ArrayRecord splits for random access, reads others into memory."""
+    from tensorflow_datasets.core import file_adapters
+
+    names = builder.info.features["label"].names
+    if builder.info.file_format == file_adapters.FileFormat.ARRAY_RECORD:
+        return TfdsSource(builder.as_data_source(split=split), shape, names)
+    examples = builder.as_dataset(split=split)
+    if builder.info.features["image"].shape == shape:
+        batches = list(examples.batch(512).prefetch(4).as_numpy_iterator())
+        images = np.concatenate([batch["image"] for batch in batches])
+        labels = np.concatenate([batch["label"] for batch in batches])
+        return ArraySource(images, labels, names)
+    count = builder.info.splits[split].num_examples
+    images = np.empty((count, *shape), np.uint8)
+    labels = np.empty(count, np.int32)
+    for position, example in enumerate(examples.prefetch(16).as_numpy_iterator()):
+        pixels = example["image"]
+        pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+        images[position] = fit_image(Image.fromarray(pixels), shape)
+        labels[position] = example["label"]
+    return ArraySource(images, labels, names)

@@ -1,0 +1,329 @@
+"""ExampleSource: private examples by index, from arrays, TFDS or image folders."""
+
+import abc
+from collections.abc import Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from dpmix_tf.errors import DPMixError
+
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
+
+# Threads that decode images of one batch; decoding releases the interpreter's lock.
+_DECODERS = 8
+
+
+class ExampleSource(abc.ABC):
+    """Labelled images by index. An example is one (image, label); it has one index.
+
+    Attributes:
+      class_names: one name a class; labels index it.
+      image_shape: (H, W, C) of every image.
+      image_dtype: numpy dtype of the images; uint8 means [0, 255].
+    """
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    image_dtype: np.dtype = np.dtype(np.uint8)
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    @abc.abstractmethod
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Reads examples, in the order asked for.
+
+        Args:
+          indices: integers [n] in [0, len(self)); n may be 0.
+
+        Returns:
+          images [n,H,W,C] of image_dtype; labels, int32 [n].
+        """
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "ExampleSource":
+        """Returns a source of the examples at `indices`, renumbered from 0."""
+        return _Subset(self, np.asarray(indices, np.int64))
+
+
+class _Subset(ExampleSource):
+    def __init__(self, parent: ExampleSource, indices: np.ndarray):
+        self._parent = parent
+        self._indices = indices
+        self.class_names = parent.class_names
+        self.image_shape = parent.image_shape
+        self.image_dtype = parent.image_dtype
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, indices):
+        return self._parent.read(self._indices[np.asarray(indices, np.int64)])
+
+
+class ArraySource(ExampleSource):
+    """Examples in memory, or in a memory-mapped array.
+
+    Args:
+      images: [n,H,W,C], uint8 in [0, 255] or float32 (any range; [0, 1] is usual).
+      labels: integers [n] in [0, classes).
+      class_names: names by label; default "0", "1", ...
+
+    Raises:
+      DPMixError: shapes, dtypes or labels that do not fit together.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        class_names: Sequence[str] | None = None,
+    ):
+        labels = np.asarray(labels)
+        if images.ndim != 4:
+            raise DPMixError(
+                f"images must have shape [n,H,W,C], received: shape={images.shape}. "
+                "Add the channel axis of grey images with images[..., None]."
+            )
+        if images.shape[3] not in (1, 3):
+            raise DPMixError(
+                f"images must have 1 or 3 channels, received: shape={images.shape}."
+            )
+        if images.dtype not in (np.uint8, np.float32):
+            raise DPMixError(
+                "images must be uint8 in [0, 255] or float32, received: "
+                f"dtype={images.dtype}. Convert with images.astype('float32')."
+            )
+        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+            raise DPMixError(
+                f"labels must be integers of shape {images.shape[:1]}, one an image; "
+                f"received: dtype={labels.dtype}, shape={labels.shape}."
+            )
+        if not len(images):
+            raise DPMixError("The source holds no examples.")
+        names = class_names or [str(label) for label in range(int(labels.max()) + 1)]
+        if labels.min() < 0 or labels.max() >= len(names):
+            raise DPMixError(
+                f"labels must be in [0, {len(names)}), one of {len(names)} classes; "
+                f"received values from {labels.min()} to {labels.max()}."
+            )
+        self._images = images
+        self._labels = labels.astype(np.int32)
+        self.class_names = tuple(names)
+        self.image_shape = tuple(images.shape[1:])
+        self.image_dtype = images.dtype
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self._labels)
+
+    def read(self, indices):
+        """Copies rows out of the arrays."""
+        return np.asarray(self._images[indices]), self._labels[indices]
+
+
+class _DecodedSource(ExampleSource):
+    """Examples that are decoded on demand, several at a time, resized once."""
+
+    def __init__(self, image_shape, class_names, count):
+        self.image_shape = tuple(image_shape)
+        self.class_names = tuple(class_names)
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @abc.abstractmethod
+    def _decode(self, index: int) -> tuple[np.ndarray, int]:
+        """Returns one image, uint8 of image_shape, and its label."""
+
+    def read(self, indices):
+        """Decodes in parallel."""
+        images = np.empty((len(indices), *self.image_shape), np.uint8)
+        labels = np.empty(len(indices), np.int32)
+
+        def place(position: int) -> None:
+            images[position], labels[position] = self._decode(int(indices[position]))
+
+        with futures.ThreadPoolExecutor(_DECODERS) as pool:
+            list(pool.map(place, range(len(indices))))
+        return images, labels
+
+
+class ImageFolderSource(_DecodedSource):
+    """A folder with one subfolder of JPEG or PNG images a class.
+
+    Classes are the subfolders in alphabetical order. Images of any size are resized to
+    one size, with antialiasing, when they are read.
+
+    Args:
+      folder: the folder.
+      image_shape: (H, W, C) to convert to; C = 1 is grey, 3 is RGB.
+      class_names: expected class names; default the subfolders found.
+
+    Raises:
+      DPMixError: no such folder, no images, or classes that do not match.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        image_shape: tuple[int, int, int],
+        class_names: Sequence[str] | None = None,
+    ):
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise DPMixError(
+                f"Image folder not found: {folder}. Expected one subfolder of images a "
+                "class, such as <folder>/cat/1.jpg."
+            )
+        found = sorted(
+            entry.name
+            for entry in folder.iterdir()
+            if entry.is_dir() and not entry.name.startswith(".")
+        )
+        if class_names is not None and list(class_names) != found:
+            missing = sorted(set(class_names) - set(found))
+            extra = sorted(set(found) - set(class_names))
+            raise DPMixError(
+                f"The classes of {folder} differ from the expected ones: missing "
+                f"{missing}, unexpected {extra}."
+            )
+        self._files = [
+            (path, label)
+            for label, name in enumerate(found)
+            for path in image_files(folder / name)
+        ]
+        if not self._files:
+            raise DPMixError(
+                f"No images in {folder}. Expected one subfolder of "
+                f"{', '.join(IMAGE_SUFFIXES)} files a class."
+            )
+        super().__init__(image_shape, found, len(self._files))
+
+    def _decode(self, index):
+        path, label = self._files[index]
+        return read_image(path, self.image_shape), label
+
+    def check(self) -> None:
+        """Decodes every image once, so that a broken one is named before training.
+
+        Raises:
+          DPMixError: names the first images that cannot be read.
+        """
+
+        def broken(position: int) -> str | None:
+            try:
+                self._decode(position)
+            except DPMixError as error:
+                return str(error)
+            return None
+
+        with futures.ThreadPoolExecutor(_DECODERS) as pool:
+            messages = [m for m in pool.map(broken, range(len(self))) if m]
+        if messages:
+            more = f"\n... and {len(messages) - 5} more" if len(messages) > 5 else ""
+            raise DPMixError("\n".join(messages[:5]) + more)
+
+
+def image_files(path: Path) -> list[Path]:
+    """The image files in a folder, at any depth, in order; a file is its own list."""
+    if not path.is_dir():
+        return [path]
+    return sorted(
+        file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES
+    )
+
+
+def read_image(path: str | Path, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """Reads one image file.
+
+    Args:
+      path: JPEG or PNG.
+      image_shape: (H, W, C) to convert to.
+
+    Returns:
+      uint8 [H,W,C].
+
+    Raises:
+      DPMixError: names the file that cannot be read.
+    """
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
+            return fit_image(image, image_shape)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DPMixError(
+            f"Unreadable image: {path} ({error}). Expected a JPEG or PNG file; replace "
+            "or remove it."
+        ) from error
+
+
+def fit_image(image: Image.Image, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """Converts to grey or RGB and resizes with antialiasing: uint8 [H,W,C]."""
+    height, width, channels = image_shape
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image, np.uint8).reshape(image_shape)
+
+
+class TfdsSource(_DecodedSource):
+    """A prepared TFDS split in ArrayRecord format, decoded on demand.
+
+    Args:
+      data_source: `tfds.data_source(...)` of one split.
+      image_shape: (H, W, C) to convert to.
+      class_names: names by label.
+    """
+
+    def __init__(
+        self,
+        data_source: Any,
+        image_shape: tuple[int, int, int],
+        class_names: Sequence[str],
+    ):
+        super().__init__(image_shape, class_names, len(data_source))
+        self._data_source = data_source
+
+    def _decode(self, index):
+        example = self._data_source[index]
+        image = np.asarray(example["image"])
+        if image.shape != self.image_shape:
+            pixels = image[..., 0] if image.shape[-1] == 1 else image
+            image = fit_image(Image.fromarray(pixels), self.image_shape)
+        return image, int(example["label"])
+
+
+def ordered_batches(source: ExampleSource, batch_size: int) -> tf.data.Dataset:
+    """Reads a source once, in order, for evaluation and prediction.
+
+    Args:
+      source: the examples.
+      batch_size: examples a batch; the last may be smaller.
+
+    Returns:
+      tf.data.Dataset of (images [n,H,W,C] of the source's dtype, labels int32 [n]).
+    """
+
+    def load(start):
+        return source.read(np.arange(start, min(start + batch_size, len(source))))
+
+    def to_batch(start):
+        images, labels = tf.numpy_function(
+            load, [start], [source.image_dtype, np.dtype(np.int32)]
+        )
+        return (
+            tf.ensure_shape(images, [None, *source.image_shape]),
+            tf.ensure_shape(labels, [None]),
+        )
+
+    return (
+        tf.data.Dataset.range(0, len(source), batch_size)
+        .map(to_batch, num_parallel_calls=2, deterministic=True)
+        .prefetch(2)
+    )

@@ -1,0 +1,72 @@
+"""Files that are either whole or not there."""
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from dpmix_tf.errors import DPMixError
+
+
+def write_atomic(
+    path: str | Path, write: Callable[[BinaryIO], object], *, private: bool = False
+) -> None:
+    """Writes a file under a temporary name, then renames it into place.
+
+    Whatever happens meanwhile, `path` holds its old content or its new one, whole.
+
+    Args:
+      path: where to; its folder must exist.
+      write: is handed the open binary file.
+      private: make it readable by its owner alone (mode 0600).
+
+    Raises:
+      DPMixError: the disk is full, or the folder cannot be written to.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+        )
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if not private:
+            os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise DPMixError(
+            f"Cannot write {path}: {error.strerror or error}. "
+            + (
+                "The disk is full; what was there before is untouched. Free space and "
+                "run the same command again."
+                if full
+                else "Choose a folder that can be written to."
+            )
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Writes text as UTF-8: see write_atomic."""
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

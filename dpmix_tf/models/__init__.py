@@ -1,0 +1,8 @@
+"""Networks that are allowed under differential privacy. All emit logits."""
+
+from dpmix_tf.models.convnet import convnet
+from dpmix_tf.models.registry import NETWORKS, build_network
+from dpmix_tf.models.validate import validate_network
+from dpmix_tf.models.wide_resnet import wide_resnet
+
+__all__ = ["NETWORKS", "build_network", "convnet", "validate_network", "wide_resnet"]

@@ -1,0 +1,98 @@
+"""Refuses networks through which one example could reach beyond its own gradient."""
+
+import keras
+import numpy as np
+
+from dpmix_tf.errors import DPMixError
+
+_INSTEAD = {
+    "BatchNormalization": "keras.layers.GroupNormalization",
+    "MixUp": "dpmix_tf.views.dp_mix_self, which mixes inside one example",
+    "CutMix": "dpmix_tf.views.dp_mix_self, which mixes inside one example",
+    "FourierMix": "dpmix_tf.views.dp_mix_self, which mixes inside one example",
+    "Mosaic": "dpmix_tf.views.dp_mix_self, which mixes inside one example",
+}
+
+
+def validate_network(network: keras.Model) -> None:
+    """Checks that a network is allowed under differential privacy.
+
+    Three ways out of an example's own clipped gradient are closed: layers known to mix
+    examples; state that the forward pass writes (moving averages of activations are not
+    noised); and outputs of one example that change with another. The last two are
+    tried on random images rather than read off the layers' names.
+
+    A frozen BatchNormalization (trainable=False) only applies constants and passes.
+
+    Args:
+      network: a built Keras model, images -> logits [n,classes].
+
+    Raises:
+      DPMixError: names the layer and what to use instead.
+    """
+    for layer in network._flatten_layers():
+        kind = type(layer).__name__
+        frozen = kind == "BatchNormalization" and not layer.trainable
+        if kind in _INSTEAD and not frozen:
+            raise DPMixError(
+                f"Layer {layer.name!r} ({kind}) computes across the examples of a "
+                "batch or keeps un-noised statistics of them, which clipping cannot bound. "
+                f"Use {_INSTEAD[kind]} instead."
+            )
+        if getattr(layer, "stateful", False):
+            raise DPMixError(
+                f"Layer {layer.name!r} ({kind}) carries state from one batch to the "
+                "next, which clipping cannot bound. Build it with stateful=False."
+            )
+    if network.losses:
+        raise DPMixError(
+            f"{network.name!r} has layers with regularisers: dpmix_tf trains on the "
+            "mean loss of an example's views alone and would drop them silently. Use "
+            "the optimizer's weight_decay instead."
+        )
+    if not network.trainable_variables:
+        raise DPMixError(f"{network.name!r} has no trainable variables: nothing to do.")
+    shape = network.input_shape
+    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
+        raise DPMixError(
+            "The network must take images of one fixed size, input shape "
+            f"(None, H, W, C); received: {shape}."
+        )
+    if len(network.output_shape) != 2:
+        raise DPMixError(
+            "The network must emit logits of shape (None, classes); received: "
+            f"{network.output_shape}."
+        )
+    _probe(network)
+
+
+def _probe(network: keras.Model) -> None:
+    """Runs a few random images through and looks at what moved."""
+    pair = np.random.RandomState(0).uniform(size=(2, *network.input_shape[1:]))
+    other = np.stack([pair[0], 1 - pair[1]])
+    state = [variable.numpy() for variable in network.variables]
+    logits = [np.asarray(network(images, training=True)) for images in (pair, other)]
+    written = [
+        variable.path
+        for variable, before in zip(network.variables, state, strict=True)
+        if not np.array_equal(variable.numpy(), before)
+        and "seed_generator" not in variable.path
+    ]
+    random = any("seed_generator" in variable.path for variable in network.variables)
+    for variable, before in zip(network.variables, state, strict=True):
+        variable.assign(before)
+    if written:
+        raise DPMixError(
+            "The forward pass writes to "
+            + ", ".join(written)
+            + ": state computed from "
+            "private images without noise. Remove the layer, or freeze it."
+        )
+    # Random layers (dropout) differ between two calls anyway; they were checked by
+    # name.
+    if not random and not np.allclose(logits[0][0], logits[1][0], rtol=1e-4, atol=1e-5):
+        raise DPMixError(
+            f"The output of {network.name!r} for one image changes with another image "
+            "of the batch: some layer mixes examples. Remove it; normalise each "
+            "example on its own, for instance with keras.layers.GroupNormalization."
+        )

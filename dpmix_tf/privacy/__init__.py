@@ -1,0 +1,5 @@
+"""Everything that carries the guarantee, and nothing that does not."""
+
+from dpmix_tf.privacy.plan import PrivacyPlan
+
+__all__ = ["PrivacyPlan"]

@@ -1,0 +1,143 @@
+"""Epsilon, noise and updates of Poisson-sampled Gaussian updates, by dp_accounting.
+
+One mechanism is accounted for: every example joins every batch independently with
+probability q, the clipped gradients are summed, and Gaussian noise of standard
+deviation noise_multiplier * clip_norm is added (Abadi et al. 2016, Algorithm 1).
+Neighbouring data sets differ by one example added or removed, so the sensitivity is
+clip_norm.
+
+Accountants: "pld" composes privacy loss distributions numerically (Koskela et al. 2020,
+Doroshenko et al. 2022; the tighter one), "rdp" uses Renyi divergences (Mironov 2017).
+Both give upper bounds.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import dp_accounting
+from dp_accounting import pld, rdp
+from scipy import optimize
+
+from dpmix_tf.errors import DPMixError
+
+ACCOUNTANTS = ("pld", "rdp")
+
+# Calibration stops when the noise is within this relative distance of the smallest that
+# keeps the target, always on the safe side.
+_NOISE_TOLERANCE = 1e-4
+
+
+@functools.lru_cache(maxsize=4096)
+def epsilon(
+    *,
+    noise_multiplier: float,
+    sampling_probability: float,
+    updates: int,
+    delta: float,
+    accountant: str = "pld",
+) -> float:
+    """Returns epsilon spent by `updates` updates.
+
+    Args:
+      noise_multiplier: standard deviation of the noise over the clip norm; 0 for none.
+      sampling_probability: q in (0, 1].
+      updates: number of updates, 0 or more.
+      delta: in (0, 1).
+      accountant: "pld" or "rdp".
+
+    Returns:
+      Epsilon at `delta`; infinity without noise, 0 without updates.
+    """
+    if updates == 0:
+        return 0.0
+    if noise_multiplier == 0:
+        return math.inf
+    event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(noise_multiplier)
+    if sampling_probability < 1:
+        event = dp_accounting.PoissonSampledDpEvent(sampling_probability, event)
+    ledger = _fresh_accountant(accountant)
+    ledger.compose(event, updates)
+    return float(ledger.get_epsilon(delta))
+
+
+def noise_multiplier_for(
+    *,
+    target_epsilon: float,
+    sampling_probability: float,
+    updates: int,
+    delta: float,
+    accountant: str = "pld",
+) -> float:
+    """Returns the smallest noise multiplier that keeps epsilon at or below the target.
+
+    The answer is within 0.01 % of the smallest and never below it: epsilon of the
+    returned value, by the same accountant, is at most `target_epsilon`.
+    """
+
+    def spent(noise: float, by: str = accountant) -> float:
+        return epsilon(
+            noise_multiplier=noise,
+            sampling_probability=sampling_probability,
+            updates=updates,
+            delta=delta,
+            accountant=by,
+        )
+
+    # PLD at far too little noise takes minutes, RDP milliseconds: RDP finds the
+    # neighbourhood, PLD only ever looks near it.
+    by_rdp = _noise_reaching(lambda noise: spent(noise, "rdp"), target_epsilon, 1.0)
+    if accountant == "rdp":
+        return by_rdp
+    return _noise_reaching(spent, target_epsilon, by_rdp)
+
+
+def _noise_reaching(
+    spent: Callable[[float], float], target_epsilon: float, guess: float
+) -> float:
+    """Smallest noise with spent(noise) <= target, from above; `spent` falls."""
+
+    @functools.cache
+    def excess(log_noise: float) -> float:
+        return math.log(max(spent(math.exp(log_noise)), 1e-300) / target_epsilon)
+
+    step = 0.1
+    low = high = math.log(guess)
+    while excess(high) > 0:
+        low, high, step = high, high + step, step * 1.5
+        if high > math.log(1e12):
+            raise DPMixError(
+                f"No amount of noise reaches epsilon = {target_epsilon:g}: it is too "
+                "small for this delta and accountant. Raise epsilon or delta."
+            )
+    while low == high or excess(low) <= 0:
+        if low != high:
+            high = low
+        low, step = low - step, step * 1.5
+    root = optimize.brentq(excess, low, high, xtol=_NOISE_TOLERANCE / 4)
+    while excess(root) > 0:
+        root = min(high, root + _NOISE_TOLERANCE / 4)
+    return math.exp(root)
+
+
+def largest_integer(passes: Callable[[int], bool], limit: int) -> int:
+    """Largest n in [0, limit] with passes(n), for a `passes` that turns false once."""
+    low, high = 0, 1
+    while high <= limit and passes(high):
+        low, high = high, high * 2
+    high = min(high, limit + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if passes(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _fresh_accountant(name: str) -> dp_accounting.PrivacyAccountant:
+    if name == "pld":
+        return pld.PLDAccountant()
+    if name == "rdp":
+        return rdp.RdpAccountant()
+    raise DPMixError(f"accountant must be one of {ACCOUNTANTS}, received: {name!r}.")

@@ -1,0 +1,251 @@
+"""PrivacyPlan: every number of the guarantee, in one frozen value."""
+
+import dataclasses
+import math
+import warnings
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.privacy import accounting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrivacyPlan:
+    """What a training run may do to one private example, and how often.
+
+    The sampler, the clipping, the noise and the accountant all read this one value, so
+    they cannot disagree.
+
+    Example:
+      >>> plan = PrivacyPlan.for_epsilon(
+      ...     epsilon=8.0, delta=1e-5, num_examples=50_000, expected_batch_size=4096,
+      ...     updates=2_400, accountant="rdp")
+      >>> round(plan.noise_multiplier, 2)
+      2.68
+
+    Formal guarantee: publishing the weights after every one of `updates` updates is
+    (epsilon(), delta)-differentially private under adding or removing one example.
+
+    Attributes:
+      num_examples: N, examples in the training set. Taken as public.
+      expected_batch_size: B, in (0, N]; the actual size of a batch varies around it.
+      updates: number of noisy updates that the budget allows.
+      noise_multiplier: sigma; noise has standard deviation sigma * clip_norm on the
+        sum.
+      delta: in (0, 1); well below 1 / num_examples.
+      clip_norm: C > 0, L2 bound on one example's gradient over all variables together.
+      accountant: "pld" (tighter) or "rdp".
+    """
+
+    num_examples: int
+    expected_batch_size: float
+    updates: int
+    noise_multiplier: float
+    delta: float
+    clip_norm: float = 1.0
+    accountant: str = "pld"
+
+    def __post_init__(self) -> None:
+        """Refuses values under which the guarantee would mean nothing."""
+        _check_whole("num_examples", self.num_examples, at_least=1)
+        _check_whole("updates", self.updates, at_least=1)
+        _check_number("expected_batch_size", self.expected_batch_size, above=0.0)
+        if self.expected_batch_size > self.num_examples:
+            raise DPMixError(
+                f"expected_batch_size ({self.expected_batch_size:g}) is larger than "
+                f"num_examples ({self.num_examples}): a batch cannot be expected to "
+                "hold more examples than there are. Lower the batch size."
+            )
+        _check_number("noise_multiplier", self.noise_multiplier, at_least=0.0)
+        _check_number("clip_norm", self.clip_norm, above=0.0)
+        _check_number("delta", self.delta, above=0.0, below=1.0)
+        if self.accountant not in accounting.ACCOUNTANTS:
+            raise DPMixError(
+                f"accountant must be one of {accounting.ACCOUNTANTS}, received: "
+                f"{self.accountant!r}."
+            )
+        if self.delta >= 1 / self.num_examples:
+            warnings.warn(
+                f"delta = {self.delta:g} is not below 1/num_examples = "
+                f"{1 / self.num_examples:.3g}: a mechanism that publishes one example "
+                "chosen at random would meet such a guarantee. Use a smaller delta.",
+                stacklevel=3,
+            )
+
+    @classmethod
+    def for_epsilon(
+        cls,
+        *,
+        epsilon: float,
+        delta: float,
+        num_examples: int,
+        expected_batch_size: float,
+        updates: int,
+        clip_norm: float = 1.0,
+        accountant: str = "pld",
+    ) -> "PrivacyPlan":
+        """Finds the least noise with which all updates cost at most `epsilon`.
+
+        Args:
+          epsilon: the budget, above 0.
+          delta: see the class, as are the other arguments.
+          num_examples: N.
+          expected_batch_size: B.
+          updates: number of updates.
+          clip_norm: C.
+          accountant: "pld" or "rdp".
+
+        Returns:
+          A plan whose `epsilon()` is at most `epsilon`, by less than 0.1 % in noise.
+        """
+        _check_number("epsilon", epsilon, above=0.0)
+        plan = cls(
+            num_examples=num_examples,
+            expected_batch_size=expected_batch_size,
+            updates=updates,
+            noise_multiplier=0.0,
+            delta=delta,
+            clip_norm=clip_norm,
+            accountant=accountant,
+        )
+        noise_multiplier = accounting.noise_multiplier_for(
+            target_epsilon=epsilon,
+            sampling_probability=plan.sampling_probability,
+            updates=updates,
+            delta=delta,
+            accountant=accountant,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # delta was warned about just above
+            return dataclasses.replace(plan, noise_multiplier=noise_multiplier)
+
+    @classmethod
+    def for_noise(
+        cls,
+        *,
+        noise_multiplier: float,
+        delta: float,
+        num_examples: int,
+        expected_batch_size: float,
+        updates: int,
+        clip_norm: float = 1.0,
+        accountant: str = "pld",
+    ) -> "PrivacyPlan":
+        """Takes the noise as given; `epsilon()` says what it buys. 0 buys nothing."""
+        return cls(
+            num_examples=num_examples,
+            expected_batch_size=expected_batch_size,
+            updates=updates,
+            noise_multiplier=noise_multiplier,
+            delta=delta,
+            clip_norm=clip_norm,
+            accountant=accountant,
+        )
+
+    @property
+    def sampling_probability(self) -> float:
+        """The q with which every example joins every batch, independently."""
+        return self.expected_batch_size / self.num_examples
+
+    def epsilon(self, updates: int | None = None) -> float:
+        """Returns epsilon at `delta` after `updates` updates (default: all of them)."""
+        updates = self.updates if updates is None else int(updates)
+        if updates < 0:
+            raise DPMixError(f"updates must be 0 or more, received: {updates}.")
+        return accounting.epsilon(
+            noise_multiplier=float(self.noise_multiplier),
+            sampling_probability=float(self.sampling_probability),
+            updates=updates,
+            delta=float(self.delta),
+            accountant=self.accountant,
+        )
+
+    def statement(
+        self, updates: int | None = None, *, assume_poisson: bool = False
+    ) -> str:
+        """Says in plain words what the guarantee is, assumes and does not cover.
+
+        Args:
+          updates: updates spent; default all of the plan's.
+          assume_poisson: the batches came from the user, who says that they were
+            Poisson-sampled; the statement then says that nobody checked.
+        """
+        updates = self.updates if updates is None else int(updates)
+        epsilon = self.epsilon(updates)
+        if math.isinf(epsilon):
+            return (
+                "This training run is NOT differentially private: it adds no noise "
+                "(noise_multiplier = 0). Use it for comparison only."
+            )
+        shown = f"{math.ceil(epsilon * 1000) / 1000:g}"  # never rounded down
+        sampling = (
+            "The batches were supplied by the user, who states that they were drawn by "
+            "Poisson sampling; dpmix_tf did not draw them and cannot vouch for it."
+            if assume_poisson
+            else "The batches were drawn by dpmix_tf's own Poisson sampler."
+        )
+        return (
+            f"Guarantee: publishing the weights after {updates:,} updates is "
+            f"({shown}, {self.delta:g})-differentially private: epsilon = {shown}, "
+            f"delta = {self.delta:g}. Adjacency: data sets that differ "
+            "by adding or removing one example (one image with its label). Computed "
+            f"with dp-accounting {metadata.version('dp-accounting')}, "
+            f"{self.accountant.upper()} accountant.\n"
+            f"It assumes: each of {self.num_examples:,} examples joined each update's "
+            f"batch independently with probability {self.sampling_probability:.6g}; "
+            "each example's gradient, the mean over its views, was clipped once to L2 "
+            f"norm {self.clip_norm:g}; Gaussian noise of standard deviation "
+            f"{self.noise_multiplier:.6g} times that was added once to each update's "
+            "sum; and the seed of sampling and noise stays secret. " + sampling + "\n"
+            "It does not cover: hyperparameters chosen by looking at the same data; "
+            "numbers computed without noise, such as training loss or validation "
+            "accuracy; the number of examples, which is taken as public; other "
+            "releases made from the same data; people who appear in more than one "
+            "example; floating-point effects of the noise generator."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON-able numbers and strings; `PrivacyPlan(**...)`."""
+        return dataclasses.asdict(self)
+
+
+def _check_whole(name: str, value: Any, *, at_least: int) -> None:
+    if isinstance(value, bool) or not float(value).is_integer() or value < at_least:
+        raise DPMixError(
+            f"{name} must be a whole number, {at_least} or more, received: {value!r}."
+        )
+
+
+def _check_number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+) -> None:
+    wanted = [
+        f"{words} {bound:g}"
+        for words, bound in (
+            ("above", above),
+            ("at least", at_least),
+            ("below", below),
+        )
+        if bound is not None
+    ]
+    good = (
+        isinstance(value, (int, float, np.number))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and (above is None or value > above)
+        and (at_least is None or value >= at_least)
+        and (below is None or value < below)
+    )
+    if not good:
+        raise DPMixError(
+            f"{name} must be a finite number {' and '.join(wanted)}, received: "
+            f"{value!r}."
+        )

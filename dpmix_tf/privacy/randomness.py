@@ -1,0 +1,76 @@
+"""One secret seed, and every stream of random numbers that a run derives from it.
+
+A run owns a single 128-bit seed. Sampling, noise, views and initial weights each use a
+stream of their own, derived by SHA-256 with the stream's name, so that no two of them
+ever share numbers. Inside a graph, streams are addressed by integers (the update, the
+example, the variable), never by state: an update that is repeated after a crash draws
+exactly what it drew before.
+
+The generators underneath (Philox in TensorFlow, PCG64 in NumPy) are statistical, not
+cryptographic: the guarantee rests on the seed staying secret.
+"""
+
+import hashlib
+import secrets
+
+import numpy as np
+import tensorflow as tf
+
+from dpmix_tf.errors import DPMixError
+
+SEED_BITS = 128
+
+
+def fresh_seed() -> int:
+    """Returns 128 random bits from the operating system, as an int."""
+    return secrets.randbits(SEED_BITS)
+
+
+def derive(seed: int, purpose: str) -> np.ndarray:
+    """Derives the seed of one stream.
+
+    Args:
+      seed: the run's seed, an int in [0, 2**128).
+      purpose: the stream's name, such as "noise".
+
+    Returns:
+      int64 array of shape [2]: 128 bits, as TensorFlow's stateless operations take
+      them.
+
+    Raises:
+      DPMixError: the seed is not an int in [0, 2**128).
+    """
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise DPMixError(f"seed must be an int or None, received: {seed!r}.")
+    if not 0 <= int(seed) < 2**SEED_BITS:
+        raise DPMixError(
+            f"seed must be in [0, 2**{SEED_BITS}), received a value outside of it."
+        )
+    digest = hashlib.sha256(
+        b"dpmix_tf/" + purpose.encode() + b"/" + int(seed).to_bytes(16, "big")
+    ).digest()
+    return np.frombuffer(digest[:16], dtype="<i8").astype(np.int64)
+
+
+def fold_in(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
+    """Returns the seed of the `number`-th sub-stream of `seed`.
+
+    `tf.random.fold_in` keeps only 64 of the seed's 128 bits; this keeps them all: the
+    number is added to one half and the pair is scrambled by Philox.
+
+    Args:
+      seed: int64 [2].
+      number: integer scalar.
+
+    Returns:
+      int64 [2].
+    """
+    number = tf.cast(number, tf.int64)
+    return tf.random.stateless_uniform(
+        [2],
+        seed=seed + tf.stack([tf.zeros_like(number), number]),
+        minval=None,
+        maxval=None,
+        dtype=tf.int64,
+        alg="philox",
+    )

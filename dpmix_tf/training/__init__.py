@@ -1,0 +1,7 @@
+"""Private training: the model, its averages, checkpoints and whole runs."""
+
+from dpmix_tf.training.config import default_config
+from dpmix_tf.training.dp_model import DPMixModel
+from dpmix_tf.training.trainer import Trainer, restore_network
+
+__all__ = ["DPMixModel", "Trainer", "default_config", "restore_network"]

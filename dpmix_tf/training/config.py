@@ -1,0 +1,53 @@
+"""What a run can be configured with, and its defaults."""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def default_config() -> ConfigDict:
+    """Returns the settings of a run, to be changed by a file in configs/.
+
+    Everything that changes the result is outside `run`; `run` may differ when a
+    run is resumed.
+    """
+    config = ConfigDict()
+    # Secret 128-bit int; left out, the operating system gives one. Choose it only to
+    # repeat a run: the guarantee needs it secret.
+    config.seed = config_dict.placeholder(int)
+
+    config.data = ConfigDict()
+    config.data.name = "digits"  # see dpmix_tf.data.DATASETS
+    config.data.data_dir = config_dict.placeholder(str)  # TFDS's, or an image folder
+    config.data.image_size = config_dict.placeholder(int)  # resize to a square
+    config.data.channels = config_dict.placeholder(int)  # image folders: 1 or 3
+    config.data.validation_fraction = 0.1  # cut from train
+    config.data.download = True  # let TFDS download what is missing
+
+    config.network = ConfigDict({"name": "convnet"})  # and its arguments
+
+    config.views = ConfigDict()  # the fields of dpmix_tf.views.ViewMaker
+    config.views.base = 16
+    config.views.mixed = 18
+    config.views.alpha = 0.2
+    config.views.augment = "crop_flip"
+    config.views.padding = 4
+
+    config.privacy = ConfigDict()  # give epsilon, or noise_multiplier
+    config.privacy.epsilon = config_dict.placeholder(float)
+    config.privacy.noise_multiplier = config_dict.placeholder(float)
+    config.privacy.delta = 1e-5
+    config.privacy.expected_batch_size = 256
+    config.privacy.updates = 100
+    config.privacy.clip_norm = 1.0
+    config.privacy.accountant = "pld"
+
+    config.optimizer = ConfigDict({"name": "SGD", "learning_rate": 1.0})  # Keras's
+    config.ema_decay = 0.9999
+
+    config.run = ConfigDict()
+    config.run.chunk_size = 2  # examples in flight: memory and speed
+    config.run.evaluate_every = 10  # updates
+    config.run.checkpoint_every = 10  # updates
+    config.run.keep_checkpoints = 2
+    config.run.evaluation_batch_size = 500
+    config.run.private_metrics = False  # log un-noised training loss and norms
+    return config

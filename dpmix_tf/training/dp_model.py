@@ -1,0 +1,306 @@
+"""DPMixModel: a Keras model whose train_step is one differentially private update."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dpmix_tf.data import Batch, PoissonBatches
+from dpmix_tf.errors import BudgetExhaustedError, DPMixError
+from dpmix_tf.models import validate_network
+from dpmix_tf.privacy import PrivacyPlan, randomness
+from dpmix_tf.privacy.clipping import ClippedSum, clipped_gradient_sum
+from dpmix_tf.privacy.mechanism import GaussianMechanism
+from dpmix_tf.training.averaging import ExponentialMovingAverage
+from dpmix_tf.views import ViewMaker
+from dpmix_tf.views.maker import as_float
+
+# Two examples in flight keep two cores busy while one waits for its last kernels; more
+# did not pay on any network measured, and memory grows with each.
+DEFAULT_CHUNK_SIZE = 2
+
+
+class DPMixModel(keras.Model):
+    """Trains `network` under `plan` on views made by `views`.
+
+    One update: for each example of a Poisson-sampled batch, make its K views, take the
+    gradient of their mean cross-entropy, clip it once to plan.clip_norm, add it up;
+    then add noise once, divide by the expected batch size, and let the optimizer apply
+    it. `compile`, `fit`, `evaluate`, `predict` are Keras's.
+
+    Example:
+      model = DPMixModel(network, plan=plan, views=dp_mix_self(augment="crop_flip"))
+      model.compile(optimizer=keras.optimizers.SGD(4.0), metrics=["accuracy"])
+      model.fit(PoissonBatches(source, plan), validation_data=(images, labels))
+
+    Args:
+      network: Keras model, float images [n,H,W,C] -> logits [n,classes]; uint8 images
+        reach it as float32 in [0, 1].
+      plan: the privacy budget. Training stops at its last update.
+      views: makes K views of one example.
+      seed: secret, int in [0, 2**128); default 128 bits from the operating system.
+        Noise and views derive from it. Whoever knows it can take the noise away.
+      chunk_size: examples in flight together; memory and speed, never results.
+      ema_decay: of the averaged weights, in [0, 1).
+      private_metrics: show the un-noised training loss, gradient norm and share of
+        clipped examples, named "private_...". They are not covered by the guarantee.
+
+    Raises:
+      DPMixError: the network is not allowed under differential privacy.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        *,
+        plan: PrivacyPlan,
+        views: ViewMaker,
+        seed: int | None = None,
+        chunk_size: int = DEFAULT_CHUNK_SIZE,
+        ema_decay: float = 0.9999,
+        private_metrics: bool = False,
+        name: str = "dp_mix_model",
+    ):
+        super().__init__(name=name)
+        validate_network(network)
+        if chunk_size < 1:
+            raise DPMixError(f"chunk_size must be 1 or more, received: {chunk_size}.")
+        if not 0 <= ema_decay < 1:
+            raise DPMixError(f"ema_decay must be in [0, 1), received: {ema_decay}.")
+        seed = randomness.fresh_seed() if seed is None else seed
+        self.network = network
+        self.plan = plan
+        self.views = views
+        self.chunk_size = chunk_size
+        self.private_metrics = private_metrics
+        self.assume_poisson = False
+        self.num_classes = int(network.output_shape[-1])
+        self._mechanism = GaussianMechanism(plan, seed)
+        self._view_seed = tf.Variable(
+            randomness.derive(seed, "views"), trainable=False, name="view_seed"
+        )
+        self._updates = tf.Variable(0, trainable=False, dtype=tf.int64, name="updates")
+        self.average = ExponentialMovingAverage(network.trainable_variables, ema_decay)
+        self.built = True
+
+    @property
+    def updates(self) -> int:
+        """Updates applied so far; each has been paid for."""
+        return int(self._updates.numpy())
+
+    @property
+    def epsilon(self) -> float:
+        """Epsilon spent so far, at plan.delta."""
+        return self.plan.epsilon(self.updates)
+
+    def statement(self) -> str:
+        """Says in plain words what has been spent so far."""
+        return self.plan.statement(self.updates, assume_poisson=self.assume_poisson)
+
+    def call(self, images, training=False):
+        """Images [n,H,W,C], uint8 or float -> logits [n,classes]."""
+        return self.network(as_float(images), training=training)
+
+    def compile(self, optimizer="sgd", *, metrics=None, **kwargs):
+        """Configures training, as Keras's compile does.
+
+        Args:
+          optimizer: any Keras optimizer; it only ever sees noisy gradients.
+          metrics: for `evaluate`; "accuracy" takes integer labels.
+          **kwargs: Keras's `run_eagerly`, `steps_per_execution`, `jit_compile`
+            (default off: inside the loop over examples XLA is many times slower on
+            CPUs).
+
+        Raises:
+          DPMixError: a loss, class weights or gradient accumulation.
+        """
+        refused = {
+            "loss": "the loss is the soft-label cross-entropy of the views",
+            "loss_weights": "there is one loss",
+            "weighted_metrics": "examples carry no weights",
+        }
+        for argument, why in refused.items():
+            if kwargs.pop(argument, None) is not None:
+                raise DPMixError(f"compile takes no {argument}: {why}.")
+        kwargs.setdefault("jit_compile", False)
+        optimizer = keras.optimizers.get(optimizer)
+        if getattr(optimizer, "gradient_accumulation_steps", None):
+            raise DPMixError(
+                "gradient_accumulation_steps would apply several noisy gradients as "
+                "one update and the count of updates would be wrong. Raise the plan's "
+                "expected_batch_size instead: memory does not grow with it."
+            )
+        super().compile(
+            optimizer=optimizer,
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=metrics,
+            **kwargs,
+        )
+        self.optimizer.build(self.network.trainable_variables)
+        # train_step leaves Keras's metrics alone; fit still asks for their results.
+        self.compute_metrics(
+            None, tf.zeros([1], tf.int32), tf.zeros([1, self.num_classes])
+        )
+        self.reset_metrics()
+
+    def fit(self, x=None, y=None, *, assume_poisson: bool = False, **kwargs):
+        """Trains on Poisson-sampled batches until they or the plan's updates end.
+
+        Args:
+          x: PoissonBatches made with this plan. It continues at this model's update, so
+            that calling fit again never draws the same batches again.
+          y: not used.
+          assume_poisson: take `x` as any dataset of (images, labels) batches, on your
+            word that they are Poisson-sampled with the plan's probability. The
+            statement then says that nobody checked.
+          **kwargs: Keras's fit arguments: epochs, steps_per_epoch, callbacks,
+            validation_data, verbose, ...
+
+        Returns:
+          Keras's History.
+
+        Raises:
+          BudgetExhaustedError: more updates asked for than the plan has left.
+          DPMixError: batches or arguments under which the guarantee would not hold.
+        """
+        for argument in ("validation_split", "class_weight", "sample_weight"):
+            if kwargs.get(argument):
+                raise DPMixError(
+                    f"fit takes no {argument}: it would change which examples are "
+                    "trained on, or how much, after the plan was made. Cut a "
+                    "validation set off before making the plan."
+                )
+        if y is not None:
+            raise DPMixError("fit takes PoissonBatches(source, plan), not x and y.")
+        left = self.plan.updates - self.updates
+        if isinstance(x, PoissonBatches):
+            if x.plan != self.plan:
+                raise DPMixError(
+                    "The batches were drawn by another plan than the model's: "
+                    f"{x.plan} against {self.plan}."
+                )
+            batches = x.starting_at(self.updates)
+            data, available = batches.dataset(), len(batches)
+        elif assume_poisson and isinstance(x, tf.data.Dataset):
+            self.assume_poisson = True
+            data, available = x, int(x.cardinality())
+        else:
+            raise DPMixError(
+                "fit needs batches that were drawn by the plan's sampler: "
+                f"PoissonBatches(source, plan); received: {type(x).__name__}. The "
+                "accountant assumes Poisson sampling, and shuffled or fixed batches "
+                "are not that. If a tf.data.Dataset of yours is Poisson-sampled, pass "
+                "assume_poisson=True."
+            )
+        steps = kwargs.get("steps_per_epoch")
+        epochs = kwargs.get("epochs", 1) - kwargs.get("initial_epoch", 0)
+        asked = epochs * (steps or available)
+        if left <= 0 or asked > left:
+            raise BudgetExhaustedError(
+                f"The plan allows {self.plan.updates} updates, {self.updates} are "
+                f"spent, and this call asks for {asked if asked > 0 else 'more'}. "
+                "Training stops here to keep the guarantee; for more updates make a "
+                "new plan and train from the start."
+            )
+        kwargs.setdefault("shuffle", False)
+        return super().fit(data, **kwargs)
+
+    def train_step(self, batch):
+        """Makes one private update; called by Keras inside a graph."""
+        within = tf.debugging.Assert(
+            self._updates < self.plan.updates,
+            [f"The plan's {self.plan.updates} updates are spent: training stops here."],
+        )
+        with tf.control_dependencies([within] if within is not None else []):
+            update = tf.identity(self._updates)
+        images, labels, ids = _unpack(batch)
+        result = self._clipped_sum(images, labels, ids, update)
+        gradients = self._mechanism.noisy_mean(result.total, update)
+        variables = self.network.trainable_variables
+        self.optimizer.apply(gradients, variables)
+        self.average.update(update)
+        self._updates.assign_add(1)
+        logs = {"updates": update + 1}
+        if self.private_metrics:
+            size = tf.cast(tf.maximum(tf.shape(images)[0], 1), tf.float32)
+            logs["private_loss"] = result.loss_sum / size
+            logs["private_gradient_norm"] = result.norm_sum / size
+            logs["private_clipped"] = tf.cast(result.clipped, tf.float32) / size
+            logs["private_non_finite"] = result.non_finite
+        return logs
+
+    def clipped_gradient_sum(self, images, labels, *, ids=None, update=None):
+        """Returns what an update adds noise to. Private: it is not noised.
+
+        Args:
+          images: [n,H,W,C], uint8 or float.
+          labels: integers [n], or one-hot or soft [n,classes].
+          ids: int64 [n], keys of the examples' views; default their positions.
+          update: int, whose views to make; default the next one.
+
+        Returns:
+          One float32 tensor a trainable variable of the network.
+        """
+        ids = np.arange(len(images)) if ids is None else ids
+        result = self._clipped_sum_graph(
+            tf.convert_to_tensor(images),
+            tf.convert_to_tensor(labels),
+            tf.convert_to_tensor(ids, tf.int64),
+            tf.constant(self.updates if update is None else update, tf.int64),
+        )
+        return result.total
+
+    @tf.function(reduce_retracing=True)
+    def _clipped_sum_graph(self, images, labels, ids, update):
+        return self._clipped_sum(images, labels, ids, update)
+
+    def _clipped_sum(self, images, labels, ids, update) -> ClippedSum:
+        """The clipped sum of one batch: see privacy/clipping.py."""
+        labels = self._soft_labels(labels)
+        update_seed = randomness.fold_in(self._view_seed, update)
+        image_shape = self.network.input_shape[1:]
+
+        def views_of(position):
+            return self.views.one_example(
+                tf.ensure_shape(images[position], image_shape),
+                labels[position],
+                randomness.fold_in(update_seed, ids[position]),
+            )
+
+        def mean_loss(views, view_labels):
+            logits = self.network(views, training=True)
+            return tf.reduce_mean(
+                tf.nn.softmax_cross_entropy_with_logits(view_labels, logits)
+            )
+
+        return clipped_gradient_sum(
+            self._mechanism,
+            [variable.value for variable in self.network.trainable_variables],
+            tf.shape(images)[0],
+            views_of,
+            mean_loss,
+            chunk_size=self.chunk_size,
+        )
+
+    def _soft_labels(self, labels):
+        if labels.shape.rank == 1:
+            return tf.one_hot(labels, self.num_classes)
+        return tf.cast(tf.ensure_shape(labels, [None, self.num_classes]), tf.float32)
+
+    def state(self) -> dict[str, list[Any]]:
+        """Variables that a checkpoint must hold besides the run's seed, by group."""
+        return {
+            "network": list(self.network.variables),
+            "optimizer": list(self.optimizer.variables),
+            "average": list(self.average.averages),
+            "updates": [self._updates],
+        }
+
+
+def _unpack(batch):
+    """(images, labels, ids) of a Batch, or of (images, labels): positions as ids."""
+    if isinstance(batch, Batch):
+        return batch
+    images, labels = batch
+    return images, labels, tf.range(tf.shape(images)[0], dtype=tf.int64)

@@ -1,0 +1,87 @@
+"""A picture of one example's views, like the paper's method figure."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dpmix_tf.privacy import randomness
+from dpmix_tf.views.maker import ViewMaker, as_float
+
+_COLUMNS = 9
+
+
+def draw_views(
+    make_views: ViewMaker,
+    image: np.ndarray,
+    label: int,
+    class_names: Sequence[str],
+    *,
+    seed: int,
+    path: str | Path,
+) -> None:
+    """Draws the example, its base views and its mixed views, labels under them.
+
+    Args:
+      make_views: makes the views.
+      image: [H,W,C], uint8 or float.
+      label: index into class_names.
+      class_names: one name a class.
+      seed: of the views.
+      path: PNG file to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    key = randomness.derive(seed, "views")
+    one_hot = np.eye(len(class_names), dtype=np.float32)[label]
+    views, labels = make_views.one_example(image, one_hot, key)
+    base = make_views.base
+    groups = [
+        ("the example", [as_float(image)], [class_names[label]]),
+        (
+            f"{base} base views ({make_views.augment})",
+            views[:base],
+            [f"{index}: {_label(labels[index], class_names)}" for index in range(base)],
+        ),
+    ]
+    if make_views.mixed:
+        first, second, lam = make_views.pairs(key)
+        captions = [
+            f"{weight:.2f} x view {u}\n+ {1 - weight:.2f} x view {v}\n"
+            + _label(one, class_names)
+            for u, v, weight, one in zip(first, second, lam, labels[base:], strict=True)
+        ]
+        title = f"{make_views.mixed} mixed views (alpha = {make_views.alpha:g})"
+        groups.append((title, views[base:], captions))
+    heights = [math.ceil(len(images) / _COLUMNS) for _, images, _ in groups]
+    figure = pyplot.figure(
+        figsize=(1.35 * _COLUMNS, 1.75 * sum(heights) + 0.45 * len(groups)),
+        layout="constrained",
+    )
+    parts = figure.subfigures(len(groups), 1, height_ratios=[h + 0.3 for h in heights])
+    for part, rows, (title, images, captions) in zip(
+        np.atleast_1d(parts), heights, groups, strict=True
+    ):
+        part.suptitle(title, x=0.01, ha="left", fontsize=11)
+        axes = part.subplots(rows, _COLUMNS, squeeze=False).ravel()
+        for axis in axes:
+            axis.axis("off")
+        for axis, pixels, caption in zip(axes, images, captions, strict=False):
+            pixels = np.clip(np.asarray(pixels), 0, 1)
+            axis.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=1)
+            axis.set_title(caption, y=-0.02, va="top", fontsize=7)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _label(label, class_names: Sequence[str]) -> str:
+    """A soft label in words: "3", or "0.71 cat, 0.29 dog"."""
+    weights = np.asarray(label)
+    shown = [index for index in np.argsort(-weights) if weights[index] > 0.005]
+    if len(shown) == 1:
+        return class_names[shown[0]]
+    return ", ".join(f"{weights[index]:.2f} {class_names[index]}" for index in shown)

@@ -1,0 +1,36 @@
+"""Package metadata; the pinned environment is requirements.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+REQUIREMENTS = [
+    line.split("#")[0].strip()
+    for line in (HERE / "requirements.txt").read_text().splitlines()
+    if line.split("#")[0].strip()
+]
+COMMANDS = ("train", "evaluate", "predict", "privacy", "preview_views")
+
+setup(
+    name="dpmix_tf",
+    version="0.1.0",
+    description="Differentially private image classifiers with DP-Mix, for TensorFlow",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.12",  # tensorflow-privacy 0.9.0 asks for < 3.12
+    packages=find_packages(include=["dpmix_tf", "dpmix_tf.*"]),
+    install_requires=REQUIREMENTS,
+    extras_require={
+        "gpu": ["tensorflow[and-cuda]==2.21.0"],
+        "serving": ["tensorflow-serving-api==2.21.0"],
+        "dev": ["hypothesis==6.168.5", "mypy==2.4.1", "pytest==9.1.1", "ruff==0.17.5"],
+    },
+    entry_points={
+        "console_scripts": [
+            f"dpmix-{name.replace('_', '-')} = dpmix_tf.cli.{name}:main"
+            for name in COMMANDS
+        ]
+    },
+)
