@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 from absl import app, flags
@@ -62,11 +63,15 @@ def run(main: Callable[[list[str]], None], module: ModuleType | object) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """Parses flags; ml_collections reports a mistyped field as a bare exception."""
+    fields = [part for part in argv[1:] if part.startswith("--config")]
     try:
+        for field in fields:
+            name, _, path = field.partition("=")
+            if name == "--config" and not Path(path).is_file():
+                raise FileNotFoundError(f"there is no file {path}")
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         text = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")
-        fields = [part for part in argv[1:] if part.startswith("--config")]
         print(
             f"error: the configuration is not accepted: {text}\n"
             f"It was given by: {' '.join(fields)}\n"

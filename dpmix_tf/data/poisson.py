@@ -57,8 +57,8 @@ class PoissonBatches:
         if len(source) != plan.num_examples:
             raise DPMixError(
                 f"The plan is for num_examples={plan.num_examples} and the source "
-                f"holds {len(source)}: the guarantee would be computed for another data set. "
-                "Make the plan with num_examples=len(source)."
+                f"holds {len(source)}: the guarantee would be for another data "
+                "set. Make the plan with num_examples=len(source)."
             )
         if not 0 <= start <= plan.updates:
             raise DPMixError(
@@ -98,7 +98,7 @@ class PoissonBatches:
         return np.sort(generator.choice(count, size, replace=False, shuffle=False))
 
     def dataset(self) -> tf.data.Dataset:
-        """Returns a finite, prefetched tf.data.Dataset of Batch; batch axes are None."""
+        """Returns a finite, prefetched tf.data.Dataset of Batch, batch axes None."""
         source = self.source
         spec = Batch(
             images=tf.TensorSpec([None, *source.image_shape], source.image_dtype),

@@ -36,20 +36,14 @@ def validate_network(network: keras.Model) -> None:
         if kind in _INSTEAD and not frozen:
             raise DPMixError(
                 f"Layer {layer.name!r} ({kind}) computes across the examples of a "
-                "batch or keeps un-noised statistics of them, which clipping cannot bound. "
-                f"Use {_INSTEAD[kind]} instead."
+                "batch or keeps un-noised statistics of them, which clipping cannot "
+                f"bound. Use {_INSTEAD[kind]} instead."
             )
         if getattr(layer, "stateful", False):
             raise DPMixError(
                 f"Layer {layer.name!r} ({kind}) carries state from one batch to the "
                 "next, which clipping cannot bound. Build it with stateful=False."
             )
-    if network.losses:
-        raise DPMixError(
-            f"{network.name!r} has layers with regularisers: dpmix_tf trains on the "
-            "mean loss of an example's views alone and would drop them silently. Use "
-            "the optimizer's weight_decay instead."
-        )
     if not network.trainable_variables:
         raise DPMixError(f"{network.name!r} has no trainable variables: nothing to do.")
     shape = network.input_shape
@@ -64,6 +58,12 @@ def validate_network(network: keras.Model) -> None:
             f"{network.output_shape}."
         )
     _probe(network)
+    if network.losses:
+        raise DPMixError(
+            f"{network.name!r} has layers with regularisers: dpmix_tf trains on the "
+            "mean loss of an example's views alone and would drop them silently. Use "
+            "the optimizer's weight_decay instead."
+        )
 
 
 def _probe(network: keras.Model) -> None:

@@ -27,6 +27,9 @@ ACCOUNTANTS = ("pld", "rdp")
 # keeps the target, always on the safe side.
 _NOISE_TOLERANCE = 1e-4
 
+# Where the search for noise gives up.
+_MOST_NOISE = 1e5
+
 
 @functools.lru_cache(maxsize=4096)
 def epsilon(
@@ -86,10 +89,15 @@ def noise_multiplier_for(
 
     # PLD at far too little noise takes minutes, RDP milliseconds: RDP finds the
     # neighbourhood, PLD only ever looks near it.
-    by_rdp = _noise_reaching(lambda noise: spent(noise, "rdp"), target_epsilon, 1.0)
+    try:
+        start = _noise_reaching(lambda noise: spent(noise, "rdp"), target_epsilon, 1.0)
+    except (DPMixError, ValueError):  # RDP cannot express epsilons this small
+        if accountant == "rdp":
+            raise
+        start = _MOST_NOISE
     if accountant == "rdp":
-        return by_rdp
-    return _noise_reaching(spent, target_epsilon, by_rdp)
+        return start
+    return _noise_reaching(spent, target_epsilon, start)
 
 
 def _noise_reaching(
@@ -105,7 +113,7 @@ def _noise_reaching(
     low = high = math.log(guess)
     while excess(high) > 0:
         low, high, step = high, high + step, step * 1.5
-        if high > math.log(1e12):
+        if high > math.log(_MOST_NOISE * 2):
             raise DPMixError(
                 f"No amount of noise reaches epsilon = {target_epsilon:g}: it is too "
                 "small for this delta and accountant. Raise epsilon or delta."

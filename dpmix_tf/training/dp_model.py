@@ -165,7 +165,7 @@ class DPMixModel(keras.Model):
           DPMixError: batches or arguments under which the guarantee would not hold.
         """
         for argument in ("validation_split", "class_weight", "sample_weight"):
-            if kwargs.get(argument):
+            if kwargs.get(argument) is not None:
                 raise DPMixError(
                     f"fit takes no {argument}: it would change which examples are "
                     "trained on, or how much, after the plan was made. Cut a "
@@ -302,5 +302,7 @@ def _unpack(batch):
     """(images, labels, ids) of a Batch, or of (images, labels): positions as ids."""
     if isinstance(batch, Batch):
         return batch
-    images, labels = batch
+    images, labels, weights = keras.utils.unpack_x_y_sample_weight(batch)
+    if weights is not None:
+        raise DPMixError("Batches take no sample weights: every example counts once.")
     return images, labels, tf.range(tf.shape(images)[0], dtype=tf.int64)

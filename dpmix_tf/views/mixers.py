@@ -27,9 +27,10 @@ def beta(count: int, alpha: float, seed: tf.Tensor) -> tf.Tensor:
     """Draws lambda ~ Beta(alpha, alpha).
 
     A Beta variate is a ratio of Gamma variates, and Gamma(alpha) underflows to 0 for
-    small alpha: 0/0. Here the logarithms are compared instead: Gamma(alpha) has the law
-    of Gamma(alpha + 1) * U**(1/alpha) (Devroye 1986, chapter IX.3), whose logarithm is
-    finite, and lambda = sigmoid(log G1 - log G2).
+    small alpha: 0/0, or an even blend where the sampler stops at the smallest float.
+    Here the logarithms are compared instead: Gamma(alpha) has the law of Gamma(alpha +
+    1) * U**(1/alpha) (Devroye 1986, chapter IX.3), whose logarithm is finite, and
+    lambda = sigmoid(log G1 - log G2).
 
     Args:
       count: how many, a Python int.

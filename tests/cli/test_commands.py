@@ -1,0 +1,171 @@
+"""Every command, run as a user runs it: in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+
+COMMANDS = sorted(path.stem for path in (ROOT / "bin").glob("*.py"))
+
+
+def run(name, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "bin" / f"{name}.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A short run, trained by the command."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    done = run(
+        "train",
+        "--config=configs/digits.py",
+        f"--workdir={folder}",
+        "--config.privacy.updates=3",
+        "--config.privacy.expected_batch_size=10",
+        "--config.privacy.accountant=rdp",
+        "--config.views.base=2",
+        "--config.views.mixed=1",
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "said.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_what_the_command_does_and_takes(name):
+    said = run(name, "--help").stdout
+    assert f"python bin/{name}.py" in said
+    assert "--config:" in said or "--workdir:" in said or "--epsilon:" in said
+
+
+@pytest.mark.slow
+def test_train_says_what_was_spent_and_what_comes_next(workdir):
+    said = (workdir / "said.txt").read_text()
+    spent = json.loads((workdir / "privacy.json").read_text())
+    for words in (
+        spent["statement"],
+        f"epsilon            {spent['epsilon']:.4f}",
+        "delta              0.0001",
+        "test accuracy  ",
+        "test accuracy, EMA",
+        f"Written to {workdir}",
+        "bin/predict.py",
+    ):
+        assert words in said
+
+
+@pytest.mark.slow
+def test_evaluate_repeats_what_training_measured(workdir):
+    said = json.loads(run("evaluate", f"--workdir={workdir}").stdout)
+    final = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    for name in ("test_accuracy", "test_accuracy_ema"):
+        assert said[name] == pytest.approx(final[name], abs=1e-5)
+    assert said["examples"] == 359
+
+
+@pytest.mark.slow
+def test_predict_classifies_files_and_folders_and_names_broken_ones(workdir, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    Image.fromarray(pixels).convert("RGB").save(tmp_path / "two.jpg")
+    done = run("predict", f"--workdir={workdir}", "--format=json", "--top=2", tmp_path)
+    one, two = json.loads(done.stdout)
+    assert done.returncode == 0 and one["path"].endswith("one.png")
+    assert len(one["classes"]) == len(two["probabilities"]) == 2
+    assert one["probabilities"][0] >= one["probabilities"][1]
+    broken = tmp_path / "broken.png"
+    broken.write_text("not an image")
+    done = run("predict", f"--workdir={workdir}", broken, tmp_path / "one.png")
+    assert done.returncode == 1
+    assert f"Unreadable image: {broken}" in done.stdout
+    assert one["classes"][0] in done.stdout.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [
+        ("epsilon", 7.9999),
+        ("noise_multiplier", 2.5284),
+        ("updates", 2_400),
+        ("batch_size", 4096),
+    ],
+)
+def test_privacy_finds_the_fourth_of_four(missing, expected, tmp_path):
+    given = {
+        "epsilon": 8,
+        "noise_multiplier": 2.52841,
+        "updates": 2_400,
+        "batch_size": 4096,
+    }
+    picture = tmp_path / "curve.png"
+    done = run(
+        "privacy",
+        "--num_examples=50000",
+        "--delta=1e-5",
+        "--format=json",
+        *([f"--picture={picture}"] if missing == "epsilon" else []),
+        *(f"--{name}={value}" for name, value in given.items() if name != missing),
+    )
+    answer = json.loads(done.stdout.split("\n\nPicture")[0])
+    name = "expected_batch_size" if missing == "batch_size" else missing
+    assert answer[name] == pytest.approx(expected, rel=2e-4)
+    assert answer["epsilon"] <= 8.0005
+    if missing == "epsilon":
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_preview_draws_the_views(tmp_path):
+    output = tmp_path / "views.png"
+    done = run("preview_views", "--config=configs/digits.py", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    assert Image.open(output).width > 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("train",), "--config is missing"),
+        (("train", "--config=configs/digits.py"), "--workdir is missing"),
+        (("train", "--config=configs/digits.py", "--config.data.nme=x"), "'nme'"),
+        (("train", "--config=configs/nowhere.py", "--workdir=x"), "nowhere.py"),
+        (("predict", "--workdir=nowhere", "x.png"), "holds no checkpoint"),
+        (("privacy", "--num_examples=100", "--delta=1e-5"), "exactly three of"),
+        (
+            (
+                "privacy",
+                "--num_examples=100",
+                "--delta=2",
+                "--updates=5",
+                "--epsilon=1",
+                "--batch_size=5",
+            ),
+            "delta must be",
+        ),
+    ],
+)
+def test_mistakes_get_one_clear_message_and_a_failing_status(command, words):
+    done = run(*command)
+    assert done.returncode not in (0, None)
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_another_keras_backend_is_refused():
+    done = run("privacy", "--help", KERAS_BACKEND="jax")
+    assert done.returncode != 0
+    assert "dpmix_tf needs Keras on TensorFlow" in done.stderr

@@ -1,0 +1,53 @@
+"""Shared by all tests: quiet TensorFlow, small real data, small plans."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import pytest
+
+from dpmix_tf.data import ArraySource, load_dataset
+from dpmix_tf.models import convnet
+from dpmix_tf.privacy import PrivacyPlan
+
+ROOT = Path(__file__).parent.parent
+
+
+def plan_for(num_examples, *, batch=8, updates=10, noise=1.0, clip=1.0):
+    return PrivacyPlan.for_noise(
+        noise_multiplier=noise,
+        delta=1e-5,
+        num_examples=num_examples,
+        expected_batch_size=batch,
+        updates=updates,
+        clip_norm=clip,
+        accountant="rdp",
+    )
+
+
+def tiny_network(num_classes=10, input_shape=(8, 8, 1)):
+    return convnet(
+        input_shape=input_shape, num_classes=num_classes, widths=(8,), groups=4
+    )
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def source(digits):
+    """200 real digits: enough to sample from, quick to train on."""
+    return ArraySource(*digits.train.read(np.arange(200)))
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir():
+    """CIFAR-10 prepared by TFDS, where a developer has it beside the project."""
+    folder = ROOT.parent / "shared" / "tfds"
+    if not (folder / "cifar10").is_dir():
+        pytest.skip("needs CIFAR-10 prepared by TFDS in ../shared/tfds")
+    return str(folder)

@@ -1,0 +1,139 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.models import build_network, convnet, validate_network, wide_resnet
+
+
+def with_layer(*extra):
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(4, 3),
+            *extra,
+            layers.Flatten(),
+            layers.Dense(3),
+        ]
+    )
+
+
+class RunningMean(layers.Layer):
+    """Keeps statistics of activations, as BatchNormalization does."""
+
+    def build(self, input_shape):
+        self.mean = self.add_weight(shape=(), trainable=False)
+
+    def call(self, x, training=False):
+        if training:
+            self.mean.assign(0.9 * self.mean + 0.1 * keras.ops.mean(x))
+        return x
+
+
+def test_wide_resnet_16_4_has_the_published_number_of_parameters():
+    network = wide_resnet(depth=16, width=4, input_shape=(32, 32, 3), num_classes=10)
+    assert network.count_params() == 2_748_890
+
+
+@pytest.mark.parametrize("standardized", [False, True])
+def test_shipped_networks_are_allowed_and_emit_logits(standardized):
+    for network in (
+        convnet(input_shape=(8, 8, 1), num_classes=7),
+        wide_resnet(
+            depth=10,
+            width=1,
+            input_shape=(16, 16, 3),
+            num_classes=7,
+            weight_standardization=standardized,
+        ),
+    ):
+        validate_network(network)
+        images = np.random.default_rng(0).random((2, *network.input_shape[1:]))
+        logits = np.asarray(network(images))
+        assert logits.shape == (2, 7)
+        assert not np.allclose(logits.sum(-1), 1)
+
+
+def test_standardized_kernels_have_mean_zero_and_the_learnt_gain():
+    network = wide_resnet(
+        depth=10,
+        width=1,
+        input_shape=(8, 8, 3),
+        num_classes=2,
+        weight_standardization=True,
+    )
+    layer = next(layer for layer in network.layers if hasattr(layer, "gain"))
+    image = np.random.default_rng(0).random((1, 8, 8, 3)).astype(np.float32)
+    before = layer(image)
+    # Neither a shift nor a positive scale of a kernel changes anything.
+    layer.kernel.assign(3 * layer.kernel + 0.5)
+    np.testing.assert_allclose(before, layer(image), atol=1e-4)
+    layer.gain.assign(2 * layer.gain)
+    np.testing.assert_allclose(2 * before, layer(image), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (layers.BatchNormalization, "GroupNormalization"),
+        (RunningMean, "writes to"),
+        (
+            lambda: layers.Lambda(lambda x: x - keras.ops.mean(x, 0, keepdims=True)),
+            "changes with another image",
+        ),
+        (lambda: layers.ActivityRegularization(0.1), "weight_decay"),
+    ],
+)
+def test_layers_that_reach_beyond_one_example_are_refused(layer, words):
+    with pytest.raises(DPMixError, match=words):
+        validate_network(with_layer(layer()))
+
+
+def test_the_refused_layer_is_named_even_inside_another_model():
+    inner = keras.Sequential(
+        [keras.Input((6, 6, 4)), layers.BatchNormalization(name="the_culprit")]
+    )
+    with pytest.raises(DPMixError, match="the_culprit"):
+        validate_network(with_layer(inner))
+
+
+def test_frozen_batch_normalisation_is_constant_and_allowed():
+    network = with_layer(layers.BatchNormalization())
+    network.layers[1].trainable = False
+    validate_network(network)
+
+
+def test_dropout_is_allowed_and_the_check_leaves_no_trace():
+    network = with_layer(layers.Dropout(0.5))
+    before = [np.asarray(variable) for variable in network.variables]
+    validate_network(network)
+    for variable, value in zip(network.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_networks_of_the_wrong_form_are_refused():
+    with pytest.raises(DPMixError, match="logits"):
+        validate_network(
+            keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(4, 3)])
+        )
+    with pytest.raises(DPMixError, match="one fixed size"):
+        validate_network(keras.Sequential([keras.Input((8,)), layers.Dense(3)]))
+    frozen = with_layer()
+    frozen.trainable = False
+    with pytest.raises(DPMixError, match="nothing to do"):
+        validate_network(frozen)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("vgg", {}),
+        ("convnet", {"depth": 3}),
+        ("wide_resnet", {"depth": 12}),
+        ("convnet", {"widths": (5,), "groups": 4}),
+    ],
+)
+def test_networks_that_do_not_build_say_why(name, arguments):
+    with pytest.raises(DPMixError, match=name):
+        build_network(name, input_shape=(8, 8, 1), num_classes=3, arguments=arguments)

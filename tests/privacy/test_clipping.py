@@ -1,0 +1,180 @@
+"""The clipped sum against one-example-at-a-time autograd, and its sensitivity."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dpmix_tf import views
+from dpmix_tf.models import convnet, wide_resnet
+from dpmix_tf.privacy import randomness
+from dpmix_tf.training import DPMixModel
+from tests.conftest import plan_for
+
+CLIP = 0.7
+
+
+def small_convnet():
+    return convnet(input_shape=(8, 8, 1), num_classes=5, widths=(8, 16), groups=4)
+
+
+def small_wide_resnet():
+    return wide_resnet(
+        depth=10, width=1, input_shape=(8, 8, 1), num_classes=5, groups=4
+    )
+
+
+def standardized_wide_resnet():
+    return wide_resnet(
+        depth=10,
+        width=1,
+        input_shape=(8, 8, 1),
+        num_classes=5,
+        groups=4,
+        weight_standardization=True,
+    )
+
+
+def partly_frozen_convnet():
+    network = small_convnet()
+    network.layers[2].trainable = False
+    assert len(network.trainable_variables) < len(network.weights)
+    return network
+
+
+def model_of(network, make_views=None, chunk_size=2, clip=CLIP):
+    make_views = make_views or views.dp_mix_self(
+        base=4, mixed=3, augment="crop", padding=1
+    )
+    return DPMixModel(
+        network,
+        plan=plan_for(100, clip=clip),
+        views=make_views,
+        seed=11,
+        chunk_size=chunk_size,
+    )
+
+
+def examples(count, seed=0):
+    random = np.random.default_rng(seed)
+    images = random.random((count, 8, 8, 1), dtype=np.float32)
+    return images, random.integers(0, 5, count).astype(np.int32)
+
+
+def oracle(model, images, labels, ids, update):
+    """Mean over views, clip, sum: one example at a time, clipped with NumPy."""
+    variables = [variable.value for variable in model.network.trainable_variables]
+    total = [np.zeros(variable.shape, np.float64) for variable in variables]
+    key = randomness.fold_in(tf.constant(randomness.derive(11, "views")), update)
+    for image, label, identity in zip(images, labels, ids, strict=True):
+        made, soft = model.views.one_example(
+            tf.constant(image), tf.one_hot(label, 5), randomness.fold_in(key, identity)
+        )
+        per_view = []
+        for view, target in zip(made, soft, strict=True):
+            with tf.GradientTape() as tape:
+                logits = model.network(view[tf.newaxis])
+                loss = keras.losses.categorical_crossentropy(
+                    target[tf.newaxis], logits, from_logits=True
+                )
+            per_view.append([part.numpy() for part in tape.gradient(loss, variables)])
+        mean = [np.mean(parts, axis=0) for parts in zip(*per_view, strict=True)]
+        norm = np.sqrt(sum(np.sum(np.square(part, dtype=np.float64)) for part in mean))
+        for index, part in enumerate(mean):
+            total[index] += part * min(1.0, CLIP / norm)
+    return total
+
+
+def distance(one, other):
+    return np.sqrt(
+        sum(
+            np.sum(np.square(np.asarray(a, np.float64) - np.asarray(b, np.float64)))
+            for a, b in zip(one, other, strict=True)
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        small_convnet,
+        small_wide_resnet,
+        standardized_wide_resnet,
+        partly_frozen_convnet,
+    ],
+)
+def test_the_sum_equals_plain_autograd_one_example_at_a_time(build):
+    images, labels = examples(5)
+    ids = np.array([3, 14, 15, 92, 65])
+    network = build()
+    expected = None
+    for chunk_size in (1, 2, 3, 8):
+        model = model_of(network, chunk_size=chunk_size)
+        if expected is None:
+            expected = oracle(model, images, labels, ids, update=4)
+        total = model.clipped_gradient_sum(images, labels, ids=ids, update=4)
+        length = distance(expected, [np.zeros_like(part) for part in expected])
+        assert distance(total, expected) <= 1e-5 * length
+
+
+@pytest.mark.parametrize("build", [small_convnet, small_wide_resnet])
+def test_batches_of_none_and_of_one(build):
+    model = model_of(build())
+    images, labels = examples(1)
+    nothing = model.clipped_gradient_sum(images[:0], labels[:0])
+    assert all(np.all(part == 0) for part in map(np.asarray, nothing))
+    total = model.clipped_gradient_sum(images, labels, update=0)
+    expected = oracle(model, images, labels, [0], update=0)
+    assert distance(total, expected) <= 1e-5 * CLIP
+
+
+def test_the_sum_does_not_depend_on_the_chunk_size_at_all():
+    images, labels = examples(7)
+    network = small_convnet()
+    sums = [
+        model_of(network, chunk_size=size).clipped_gradient_sum(images, labels)
+        for size in (1, 2, 5, 16)
+    ]
+    for other in sums[1:]:
+        assert distance(sums[0], other) <= 1e-6
+
+
+def test_removing_one_example_moves_the_sum_by_at_most_the_clip_norm():
+    random = np.random.default_rng(3)
+    model = model_of(small_convnet())
+    for trial in range(12):
+        images, labels = examples(6, seed=trial)
+        ids = random.permutation(100)[:6]
+        images *= 10.0 ** random.integers(-3, 12, (6, 1, 1, 1))
+        if trial % 3 == 0:
+            images[random.integers(6)] = [np.nan, np.inf, -1e38][trial % 9 // 3]
+        with_all = model.clipped_gradient_sum(images, labels, ids=ids, update=trial)
+        gone = random.integers(6)
+        rest = np.arange(6) != gone
+        without = model.clipped_gradient_sum(
+            images[rest], labels[rest], ids=ids[rest], update=trial
+        )
+        assert all(np.all(np.isfinite(part)) for part in with_all)
+        assert distance(with_all, without) <= CLIP * (1 + 1e-5)
+
+
+def test_an_ordinary_example_moves_the_sum_by_just_the_clip_norm():
+    # Guards the test above: clipping to something smaller would pass it too.
+    images, labels = examples(1)
+    total = model_of(small_convnet(), clip=1e-3).clipped_gradient_sum(images, labels)
+    zero = [np.zeros_like(part) for part in total]
+    assert distance(total, zero) == pytest.approx(1e-3, rel=1e-5)
+
+
+def test_non_finite_examples_are_counted():
+    model = model_of(small_convnet())
+    images, labels = examples(4)
+    images[1] = np.nan
+    result = model._clipped_sum_graph(
+        tf.constant(images),
+        tf.constant(labels),
+        tf.range(4, dtype=tf.int64),
+        tf.constant(0, tf.int64),
+    )
+    assert int(result.non_finite) == 1
+    assert np.isfinite(result.loss_sum) and np.isfinite(result.norm_sum)

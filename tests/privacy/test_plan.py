@@ -1,0 +1,81 @@
+import dataclasses
+import json
+
+import pytest
+
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.privacy import PrivacyPlan
+
+GOOD = dict(
+    noise_multiplier=2.0,
+    delta=1e-5,
+    num_examples=1000,
+    expected_batch_size=100,
+    updates=10,
+    accountant="rdp",
+)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("delta", 0.0, "delta must be"),
+        ("delta", 1.0, "delta must be"),
+        ("delta", float("nan"), "delta must be"),
+        ("noise_multiplier", -1.0, "noise_multiplier must be"),
+        ("num_examples", 0, "num_examples must be"),
+        ("num_examples", 10.5, "num_examples must be"),
+        ("expected_batch_size", 0, "expected_batch_size must be"),
+        ("expected_batch_size", 1001, "larger than num_examples"),
+        ("updates", 0, "updates must be"),
+        ("clip_norm", 0.0, "clip_norm must be"),
+        ("accountant", "moments", "accountant must be one of"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(field, value, words):
+    with pytest.raises(DPMixError, match=words):
+        PrivacyPlan.for_noise(**{**GOOD, field: value})
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1.0, float("inf"), float("nan")])
+def test_epsilon_out_of_range_is_refused(epsilon):
+    settings = {key: GOOD[key] for key in GOOD if key != "noise_multiplier"}
+    with pytest.raises(DPMixError, match="epsilon must be"):
+        PrivacyPlan.for_epsilon(epsilon=epsilon, **settings)
+
+
+def test_delta_as_large_as_one_example_in_n_is_warned_about():
+    with pytest.warns(UserWarning, match="not below 1/num_examples"):
+        PrivacyPlan.for_noise(**{**GOOD, "delta": 1e-3})
+
+
+def test_a_plan_cannot_be_changed():
+    plan = PrivacyPlan.for_noise(**GOOD)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.noise_multiplier = 0.1
+
+
+def test_sampling_probability_is_the_expected_share():
+    assert PrivacyPlan.for_noise(**GOOD).sampling_probability == 0.1
+
+
+def test_a_plan_survives_json():
+    plan = PrivacyPlan.for_noise(**GOOD)
+    assert PrivacyPlan(**json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+def test_the_statement_says_guarantee_adjacency_assumptions_and_limits():
+    plan = PrivacyPlan.for_noise(**GOOD)
+    text = plan.statement(4)
+    assert f"after {4} updates" in text
+    assert "adding or removing one example" in text
+    assert "independently with probability 0.1" in text
+    assert "hyperparameters" in text and "validation accuracy" in text
+    assert "own Poisson sampler" in text
+    assert "cannot vouch" in plan.statement(4, assume_poisson=True)
+
+
+def test_the_statement_never_rounds_epsilon_down():
+    plan = PrivacyPlan.for_noise(**GOOD)
+    shown = float(plan.statement().split("epsilon = ")[1].split(",")[0])
+    assert plan.epsilon() <= shown <= plan.epsilon() + 1e-3

@@ -1,0 +1,58 @@
+"""Who may import whom: the arrows of the house point one way."""
+
+import ast
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "dpmix_tf"
+ALLOWED = {
+    "privacy": set(),
+    "views": {"privacy", "synthetic"},
+    "models": {"privacy"},
+    "synthetic": {"privacy"},
+    "data": {"privacy"},
+    "training": {"views", "data", "models", "synthetic", "privacy"},
+    "serving": {"training", "views", "data", "models", "synthetic", "privacy"},
+    "experiments": {"serving", "training", "views", "data", "models", "privacy"},
+}
+LEAVES = {"errors", "files"}
+MODULES = sorted(
+    path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[1:]
+)
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.name))
+def test_imports_point_one_way(path):
+    home = path.relative_to(PACKAGE).parts[0]
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] != "dpmix_tf" or len(parts) < 2 or home == "cli":
+            continue
+        assert parts[1] in ALLOWED[home] | LEAVES | {home}, f"{path} imports {name}"
+
+
+def test_tensorflow_privacy_comes_in_by_one_door():
+    users = {
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        for name in imported(path)
+        if name.split(".")[0] == "tensorflow_privacy"
+    }
+    assert users == {"_tensorflow_privacy.py"}
+
+
+def test_nothing_is_ever_unpickled():
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        assert "import pickle" not in text and "allow_pickle=True" not in text

@@ -1,0 +1,278 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import stats
+
+from dpmix_tf import views
+from dpmix_tf.data import ArraySource, PoissonBatches
+from dpmix_tf.errors import BudgetExhaustedError, DPMixError
+from dpmix_tf.training import DPMixModel
+from tests.conftest import plan_for, tiny_network
+
+
+def compiled(plan, *, network=None, make_views=None, learning_rate=0.5, **settings):
+    settings.setdefault("seed", 3)
+    model = DPMixModel(
+        network or tiny_network(),
+        plan=plan,
+        views=make_views or views.dp_mix_self(base=2, mixed=1, padding=1),
+        **settings,
+    )
+    model.compile(keras.optimizers.SGD(learning_rate), metrics=["accuracy"])
+    return model
+
+
+def weights(model):
+    return [variable.numpy() for variable in model.network.trainable_variables]
+
+
+def test_an_update_subtracts_the_noisy_mean_over_the_expected_batch_size(source):
+    plan = plan_for(len(source), batch=8, noise=0.0, updates=3)
+    model = compiled(plan, learning_rate=0.5)
+    batch = next(iter(PoissonBatches(source, plan, seed=3)))
+    assert len(batch.labels) != 8  # else dividing by the actual size would pass too
+    before = weights(model)
+    total = model.clipped_gradient_sum(batch.images, batch.labels, ids=batch.ids)
+    model.fit(PoissonBatches(source, plan, seed=3), steps_per_epoch=1, verbose=0)
+    for old, new, part in zip(before, weights(model), total, strict=True):
+        np.testing.assert_allclose(new, old - 0.5 * part / 8, rtol=1e-4, atol=1e-6)
+
+
+def test_noise_reaches_every_weight_with_the_planned_deviation(source):
+    plan = plan_for(len(source), batch=4, noise=3.0, clip=0.2, updates=2)
+    moved = {}
+    for noise in (0.0, 3.0):
+        network = tiny_network()
+        keras.utils.set_random_seed(0)
+        network = keras.models.clone_model(network)
+        settings = plan_for(len(source), batch=4, noise=noise, clip=0.2, updates=2)
+        model = compiled(settings, network=network, learning_rate=1.0)
+        batches = PoissonBatches(source, settings, seed=3)
+        model.fit(batches, steps_per_epoch=1, verbose=0)
+        moved[noise] = np.concatenate([part.ravel() for part in weights(model)])
+    noise = moved[3.0] - moved[0.0]
+    scale = plan.noise_multiplier * plan.clip_norm / plan.expected_batch_size
+    assert stats.kstest(noise, "norm", (0, scale)).pvalue > 1e-3
+    assert np.all(noise != 0)
+
+
+def test_an_empty_batch_still_adds_noise_and_counts(source):
+    plan = plan_for(len(source), updates=2)
+    model = compiled(plan)
+    before = weights(model)
+    images, labels = source.read(np.array([], np.int64))
+    model.train_on_batch(images, labels)
+    assert model.updates == 1
+    assert all(np.any(a != b) for a, b in zip(before, weights(model), strict=True))
+
+
+def test_batches_of_any_size_are_trained_on_without_retracing(source):
+    plan = plan_for(len(source), batch=3, updates=30)
+    model = compiled(plan)
+    traces, clipped_sum = [], model._clipped_sum
+
+    def counted(*arguments):
+        traces.append(arguments)
+        return clipped_sum(*arguments)
+
+    model._clipped_sum = counted
+    batches = PoissonBatches(source, plan, seed=1)
+    model.fit(batches, steps_per_epoch=2, verbose=0)
+    model.fit(batches, verbose=0)
+    assert len({len(batches.indices(update)) for update in range(30)}) > 3
+    assert model.updates == 30
+    assert len(traces) == 1
+
+
+def test_fit_continues_instead_of_drawing_the_same_batches_again(source):
+    plan = plan_for(len(source), batch=5, updates=6)
+    batches = PoissonBatches(source, plan, seed=2)
+    whole, parts = compiled(plan), compiled(plan)
+    for one, other in zip(
+        whole.network.variables, parts.network.variables, strict=True
+    ):
+        other.assign(one)
+    whole.fit(batches, verbose=0)
+    parts.fit(batches, steps_per_epoch=2, epochs=2, verbose=0)
+    parts.fit(batches, verbose=0)
+    assert parts.updates == 6
+    for one, other in zip(weights(whole), weights(parts), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_fit_stops_at_the_budget(source):
+    plan = plan_for(len(source), updates=3)
+    model = compiled(plan)
+    batches = PoissonBatches(source, plan)
+    with pytest.raises(BudgetExhaustedError, match="3 updates, 0 are spent"):
+        model.fit(batches, steps_per_epoch=2, epochs=2, verbose=0)
+    assert model.updates == 0
+    model.fit(batches, verbose=0)
+    with pytest.raises(BudgetExhaustedError, match="3 are spent"):
+        model.fit(batches, verbose=0)
+    # The last line of defence is in the graph itself.
+    with pytest.raises(tf.errors.InvalidArgumentError, match="updates are spent"):
+        model.train_on_batch(*source.read(np.arange(2)))
+    assert model.updates == 3
+
+
+def test_fit_refuses_batches_that_the_plan_did_not_draw(source):
+    plan = plan_for(len(source))
+    model = compiled(plan)
+    images, labels = source.read(np.arange(10))
+    fixed = tf.data.Dataset.from_tensor_slices((images, labels)).batch(5)
+    with pytest.raises(DPMixError, match="assume_poisson=True"):
+        model.fit(fixed)
+    with pytest.raises(DPMixError, match="not x and y"):
+        model.fit(images, labels)
+    other = plan_for(len(source), noise=2.0)
+    with pytest.raises(DPMixError, match="another plan"):
+        model.fit(PoissonBatches(source, other))
+    assert model.updates == 0
+    model.fit(fixed, assume_poisson=True, verbose=0)
+    assert model.updates == 2
+    assert "cannot vouch" in model.statement()
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"validation_split": 0.1},
+        {"class_weight": {0: 2.0}},
+        {"sample_weight": np.ones(3)},
+    ],
+)
+def test_fit_refuses_what_would_change_the_examples_weights(source, argument):
+    plan = plan_for(len(source))
+    with pytest.raises((DPMixError, ValueError), match=next(iter(argument))):
+        compiled(plan).fit(PoissonBatches(source, plan), **argument)
+
+
+def test_compile_refuses_accumulation_and_other_losses(source):
+    model = compiled(plan_for(len(source)))
+    with pytest.raises(DPMixError, match="gradient_accumulation_steps"):
+        model.compile(keras.optimizers.SGD(1.0, gradient_accumulation_steps=2))
+    with pytest.raises(DPMixError, match="no loss"):
+        model.compile("sgd", loss="mse")
+
+
+def test_batch_normalisation_is_refused(source):
+    network = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10),
+        ]
+    )
+    with pytest.raises(DPMixError, match="GroupNormalization"):
+        compiled(plan_for(len(source)), network=network)
+
+
+def test_nothing_private_is_shown_unless_asked_for(source):
+    plan = plan_for(len(source), updates=2)
+    history = compiled(plan).fit(PoissonBatches(source, plan), verbose=0).history
+    assert set(history) == {"updates"}
+    model = compiled(plan, private_metrics=True)
+    history = model.fit(PoissonBatches(source, plan), verbose=0).history
+    shown = set(history) - {"updates"}
+    assert shown and all(name.startswith("private_") for name in shown)
+
+
+def test_only_the_trainable_part_moves(source):
+    network = tiny_network()
+    network.layers[2].trainable = False
+    plan = plan_for(len(source), updates=2)
+    model = compiled(plan, network=network)
+    frozen = network.layers[2].kernel.numpy()
+    model.fit(PoissonBatches(source, plan), verbose=0)
+    np.testing.assert_array_equal(frozen, network.layers[2].kernel)
+
+
+def test_averages_follow_the_warm_up_formula(source):
+    plan = plan_for(len(source), updates=4)
+    model = compiled(plan, ema_decay=0.25)
+    expected = weights(model)
+    for update in range(4):
+        model.fit(PoissonBatches(source, plan, seed=1), steps_per_epoch=1, verbose=0)
+        decay = min(0.25, (1 + update) / (10 + update))
+        expected = [
+            decay * old + (1 - decay) * new
+            for old, new in zip(expected, weights(model), strict=True)
+        ]
+    for average, value in zip(model.average.averages, expected, strict=True):
+        np.testing.assert_allclose(average, value, rtol=1e-4, atol=1e-6)
+    raw = weights(model)
+    with model.average.applied():
+        np.testing.assert_allclose(weights(model)[0], expected[0], atol=1e-6)
+    np.testing.assert_array_equal(weights(model)[0], raw[0])
+
+
+def test_evaluate_and_predict_work_as_in_keras(source):
+    plan = plan_for(len(source), updates=1)
+    model = compiled(plan)
+    images, labels = source.read(np.arange(30))
+    result = model.evaluate(images, labels, verbose=0, return_dict=True)
+    logits = model.predict(images, verbose=0)
+    assert logits.shape == (30, 10)
+    assert result["accuracy"] == pytest.approx(np.mean(logits.argmax(1) == labels))
+    # uint8 and the same image as floats in [0, 1] are one and the same.
+    as_floats = model.predict(images.astype(np.float32) / 255, verbose=0)
+    np.testing.assert_allclose(logits, as_floats, atol=1e-4)
+
+
+def test_a_seed_repeats_the_run_and_no_seed_does_not(source):
+    plan = plan_for(len(source), batch=4, updates=3)
+    start = tiny_network()
+    finals = []
+    for seed in (1, 1, 2, None, None):
+        network = keras.models.clone_model(start)
+        network.set_weights(start.get_weights())
+        model = compiled(plan, network=network, seed=seed)
+        model.fit(PoissonBatches(source, plan, seed=5), verbose=0)
+        finals.append(np.concatenate([part.ravel() for part in weights(model)]))
+    np.testing.assert_array_equal(finals[0], finals[1])
+    for index in (2, 3, 4):
+        assert np.all(finals[index] != finals[index - 1])
+
+
+def test_epsilon_counts_each_update_once(source):
+    plan = plan_for(len(source), updates=4)
+    model = compiled(plan)
+    assert model.epsilon == 0
+    model.fit(PoissonBatches(source, plan), steps_per_epoch=3, verbose=0)
+    assert model.updates == 3
+    assert model.epsilon == plan.epsilon(3)
+    assert "after 3 updates" in model.statement()
+
+
+@pytest.mark.slow
+def test_private_training_learns_to_read_digits(digits):
+    """The whole chain has to work for this: a wrong sign or scale does not learn."""
+    plan = plan_for(len(digits.train), batch=200, updates=40, noise=0.6)
+    model = compiled(
+        plan, make_views=views.no_augmentation(), learning_rate=2.0, network=None
+    )
+    model.fit(PoissonBatches(digits.train, plan, seed=1), verbose=0)
+    accuracy = model.evaluate(
+        *digits.test.read(np.arange(len(digits.test))), verbose=0, return_dict=True
+    )["accuracy"]
+    assert accuracy > 0.75
+
+
+def test_two_classes_and_soft_labels_work(source):
+    images, labels = source.read(np.arange(20))
+    few = ArraySource(images, labels % 2)
+    plan = plan_for(20, batch=5, updates=2)
+    model = compiled(plan, network=tiny_network(num_classes=2))
+    model.fit(PoissonBatches(few, plan), verbose=0)
+    soft = np.full((20, 2), 0.5, np.float32)
+    hard = np.eye(2, dtype=np.float32)[labels % 2]
+    sums = [
+        model.clipped_gradient_sum(images, given, update=0)
+        for given in (soft, hard, labels % 2)
+    ]
+    assert np.any(np.asarray(sums[0][0]) != np.asarray(sums[1][0]))
+    np.testing.assert_array_equal(sums[1][0], sums[2][0])

@@ -1,0 +1,281 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from dpmix_tf import files
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.privacy import PrivacyPlan
+from dpmix_tf.training import Trainer, checkpoints, default_config, restore_network
+from tests.conftest import ROOT
+
+
+def small_config(**privacy):
+    config = default_config()
+    config.seed = 5
+    config.network.update(name="convnet", widths=(8,), groups=4)
+    config.views.base, config.views.mixed, config.views.padding = 2, 1, 1
+    config.privacy.update(
+        epsilon=8.0,
+        delta=1e-4,
+        expected_batch_size=20,
+        updates=8,
+        accountant="rdp",
+    )
+    config.privacy.update(privacy)
+    config.run.evaluate_every = 4
+    config.run.checkpoint_every = 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The workdir of a finished run, and what it returned."""
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, Trainer(small_config(), workdir).run()
+
+
+def read(workdir, name):
+    return json.loads((workdir / name).read_text())
+
+
+def events(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_run_writes_what_it_did_and_spent(finished):
+    workdir, result = finished
+    assert result["event"] == "final" and result["updates"] == 8
+    assert events(workdir)[-1] == result
+    assert {"test_accuracy", "test_accuracy_ema", "epsilon"} <= result.keys()
+    assert [event["updates"] for event in events(workdir)] == [4, 8, 8]
+    spent = read(workdir, "privacy.json")
+    plan = PrivacyPlan.for_noise(
+        noise_multiplier=spent["noise_multiplier"],
+        delta=1e-4,
+        num_examples=1294,
+        expected_batch_size=20,
+        updates=8,
+        accountant="rdp",
+    )
+    assert spent["updates"] == 8 and spent["seed_chosen_by_user"]
+    assert spent["epsilon"] == plan.epsilon() <= 8.0
+    assert "adding or removing one example" in spent["statement"]
+    assert list((workdir / "tensorboard").glob("events*"))
+    names = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    assert names == ["update_000000006.npz", "update_000000008.npz"]
+
+
+def test_nothing_private_is_in_the_metrics(finished):
+    text = (finished[0] / "metrics.jsonl").read_text()
+    assert "loss" not in text and "norm" not in text and "private" not in text
+
+
+def test_private_metrics_are_labelled_where_asked_for(tmp_path):
+    config = small_config(updates=4)
+    config.run.private_metrics = True
+    Trainer(config, tmp_path).run()
+    assert "private_loss" in events(tmp_path)[0]
+
+
+def test_secrets_are_readable_by_their_owner_alone(finished):
+    workdir, _ = finished
+    for path in [*(workdir / "checkpoints").iterdir(), workdir / "config.json"]:
+        assert path.stat().st_mode & 0o077 == 0
+    assert (workdir / "checkpoints").stat().st_mode & 0o077 == 0
+
+
+def test_a_finished_run_is_not_trained_again(finished):
+    workdir, result = finished
+    assert Trainer(small_config(), workdir).run() == result
+
+
+def test_the_network_is_restored_without_the_data(finished):
+    workdir, _ = finished
+    raw, metadata = restore_network(workdir, weights="raw")
+    ema, _ = restore_network(workdir, weights="ema")
+    assert metadata["updates"] == 8 and len(metadata["class_names"]) == 10
+    assert "seed" not in metadata
+    assert np.any(raw.get_weights()[0] != ema.get_weights()[0])
+
+
+def test_another_config_on_the_same_workdir_is_refused_with_the_difference(finished):
+    workdir, _ = finished
+    config = small_config(epsilon=4.0)
+    config.views.mixed = 0
+    with pytest.raises(DPMixError) as error:
+        Trainer(config, workdir)
+    assert "privacy.epsilon: 8.0 there, 4.0 here" in str(error.value)
+    assert "views.mixed: 1 there, 0 here" in str(error.value)
+    assert read(workdir, "config.json")["privacy"]["epsilon"] == 8.0
+
+
+def test_how_a_run_is_run_may_change(finished):
+    config = small_config()
+    config.run.checkpoint_every = 5
+    Trainer(config, finished[0])
+
+
+def interrupted_after(workdir, updates):
+    """Trains, and dies without a word just before checkpoint number `updates`."""
+
+    class Died(BaseException):
+        pass
+
+    trainer = Trainer(small_config(), workdir)
+    save = trainer._checkpoint
+
+    def die_or_save():
+        if trainer.model.updates >= updates:
+            raise Died
+        save()
+
+    trainer._checkpoint = die_or_save
+    with pytest.raises(Died):
+        trainer.run()
+
+
+def last_arrays(workdir):
+    return checkpoints.load_latest(workdir / "checkpoints")[0]
+
+
+def test_a_resumed_run_ends_with_the_very_same_weights(finished, tmp_path):
+    interrupted_after(tmp_path, 4)
+    resumed = Trainer(small_config(), tmp_path)
+    assert resumed.model.updates == 2
+    result = resumed.run()
+    workdir, expected = finished
+    assert result == expected
+    assert events(tmp_path) == events(workdir)
+    for name, array in last_arrays(workdir).items():
+        np.testing.assert_array_equal(array, last_arrays(tmp_path)[name], name)
+
+
+def test_what_was_spent_before_a_crash_stays_on_record(tmp_path):
+    interrupted_after(tmp_path, 6)
+    assert read(tmp_path, "privacy.json")["updates"] == 6
+    resumed = Trainer(small_config(), tmp_path)
+    assert resumed.model.updates == 4
+    resumed._write_privacy()
+    assert read(tmp_path, "privacy.json")["updates"] == 6
+
+
+def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
+    interrupted_after(tmp_path, 6)
+    newest = tmp_path / "checkpoints" / "update_000000004.npz"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    newest.write_bytes(data)
+    assert Trainer(small_config(), tmp_path).model.updates == 2
+    newest.write_bytes(data[:100])
+    assert Trainer(small_config(), tmp_path).model.updates == 2
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DPMixError, match="Every checkpoint"):
+        Trainer(small_config(), tmp_path)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(tmp_path, monkeypatch):
+    trainer = Trainer(small_config(), tmp_path)
+    trainer._checkpoint()
+    before = {p: p.read_bytes() for p in (tmp_path / "checkpoints").iterdir()}
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    trainer.model._updates.assign(1)
+    with pytest.raises(DPMixError, match="disk is full"):
+        trainer._checkpoint()
+    after = {p: p.read_bytes() for p in (tmp_path / "checkpoints").iterdir()}
+    assert before == after
+
+
+def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DPMixError, match="Cannot write to the workdir"):
+        Trainer(small_config(), tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"privacy.noise_multiplier": 1.0}, "exactly one of privacy.epsilon"),
+        ({"privacy.expected_batch_size": 2000}, "larger than num_examples"),
+        ({"privacy.delta": 2.0}, "delta must be"),
+        ({"optimizer.name": "Sgdd"}, "no optimizer"),
+        ({"network.name": "vgg"}, "network must be one of"),
+        ({"views.augment": "blur"}, "augment must be one of"),
+        ({"data.name": "mnist"}, "data.name must be one of"),
+        ({"run.checkpoint_every": 0}, "run.checkpoint_every"),
+    ],
+)
+def test_mistakes_are_refused_before_any_update(tmp_path, change, words):
+    config = small_config()
+    config.update_from_flattened_dict(change)
+    with pytest.raises(DPMixError, match=words):
+        Trainer(config, tmp_path)
+    assert not (tmp_path / "privacy.json").exists()
+
+
+def command(workdir, *more):
+    return [
+        sys.executable,
+        str(ROOT / "bin" / "train.py"),
+        f"--config={ROOT / 'tests' / 'training' / 'resume_config.py'}",
+        f"--workdir={workdir}",
+        *more,
+    ]
+
+
+@pytest.mark.slow
+def test_a_second_process_on_the_workdir_is_refused_and_sigterm_checkpoints(tmp_path):
+    long = command(tmp_path, "--config.privacy.updates=5000")
+    with subprocess.Popen(long, stderr=subprocess.PIPE) as first:
+        wait_for_checkpoint(tmp_path, first)
+        second = subprocess.run(long, capture_output=True, text=True)
+        assert second.returncode == 2
+        assert "Another process is training" in second.stderr
+        first.send_signal(signal.SIGTERM)
+        said = first.stderr.read().decode()
+        assert first.wait(timeout=20) == 130
+        assert "the same command resumes there" in said
+    _, metadata = checkpoints.load_latest(tmp_path / "checkpoints")
+    assert 0 < metadata["updates"] < 5000
+    assert read(tmp_path, "privacy.json")["updates"] == metadata["updates"]
+
+
+def wait_for_checkpoint(workdir, process):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(
+            path.name > "update_000000000.npz"
+            for path in (workdir / "checkpoints").glob("update_*.npz")
+        ):
+            return
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint appeared")
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_very_same_weights(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(whole), check=True, capture_output=True)
+    random = np.random.default_rng(int.from_bytes(os.urandom(4), "big"))
+    for _ in range(2):
+        with subprocess.Popen(command(killed), stderr=subprocess.DEVNULL) as process:
+            wait_for_checkpoint(killed, process)
+            time.sleep(random.uniform(0, 0.5))
+            process.kill()
+    subprocess.run(command(killed), check=True, capture_output=True)
+    assert read(killed, "privacy.json") == read(whole, "privacy.json")
+    assert events(killed) == events(whole)
+    for name, array in last_arrays(whole).items():
+        np.testing.assert_array_equal(array, last_arrays(killed)[name], name)
