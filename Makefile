@@ -24,7 +24,8 @@ $(INSTALLED): requirements.txt setup.py
 		echo "and none was found. Install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
 		exit 1; fi
 	$(PYTHON) -m venv .venv
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(RUN) -m pip install --quiet --upgrade pip  # older ones take hours to resolve this
+	$(RUN) -m pip install --quiet -e ".[dev]"
 	@touch $@
 
 clean:

@@ -10,7 +10,14 @@ REQUIREMENTS = [
     for line in (HERE / "requirements.txt").read_text().splitlines()
     if line.split("#")[0].strip()
 ]
-COMMANDS = ("train", "evaluate", "predict", "privacy", "preview_views")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "privacy",
+    "preview_views",
+    "generate_pool",
+)
 
 setup(
     name="dpmix_tf",

@@ -20,8 +20,8 @@ def get_config():
     config.privacy.epsilon = 8.0
     config.privacy.delta = 1e-5
     config.privacy.expected_batch_size = 512
-    config.privacy.updates = 250
+    config.privacy.updates = 180
     config.optimizer.update(name="SGD", learning_rate=2.0)
-    config.run.evaluate_every = 25
-    config.run.checkpoint_every = 25
+    config.run.evaluate_every = 20
+    config.run.checkpoint_every = 20
     return config

@@ -69,6 +69,8 @@ def _parse(argv: list[str]) -> list[str]:
             name, _, path = field.partition("=")
             if name == "--config" and not Path(path).is_file():
                 raise FileNotFoundError(f"there is no file {path}")
+            if name == "--config":  # lets it say `from configs import digits`
+                sys.path.append(str(Path(path).resolve().parent.parent))
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         text = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")

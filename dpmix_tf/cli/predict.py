@@ -26,7 +26,7 @@ def _main(argv: list[str]) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from dpmix_tf.data.sources import image_files, read_image
+    from dpmix_tf.images import image_files, read_image
     from dpmix_tf.training import restore_network
     from dpmix_tf.views.maker import as_float
 

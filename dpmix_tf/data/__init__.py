@@ -1,7 +1,7 @@
 """Private examples in: sources, data sets by name, Poisson-sampled batches."""
 
 from dpmix_tf.data.poisson import Batch, PoissonBatches
-from dpmix_tf.data.registry import DATASETS, Dataset, load_dataset
+from dpmix_tf.data.registry import DATASETS, Dataset, describe_dataset, load_dataset
 from dpmix_tf.data.sources import (
     ArraySource,
     ExampleSource,
@@ -17,6 +17,7 @@ __all__ = [
     "ExampleSource",
     "ImageFolderSource",
     "PoissonBatches",
+    "describe_dataset",
     "load_dataset",
     "ordered_batches",
 ]

@@ -11,9 +11,9 @@ from dpmix_tf.data.sources import (
     ExampleSource,
     ImageFolderSource,
     TfdsSource,
-    fit_image,
 )
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.images import class_folders, fit_image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,51 @@ def load_dataset(
         train, test = _folder(name, data_dir, shape)
     train, validation = _cut(train, validation_fraction)
     return Dataset(name=name, train=train, validation=validation, test=test)
+
+
+def describe_dataset(
+    name: str,
+    *,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+) -> tuple[tuple[str, ...], tuple[int, int, int]]:
+    """Says what a data set's classes and images are like, without reading an example.
+
+    A pool of public images is made from this, possibly on another machine than the one
+    that holds the private data.
+
+    Args:
+      name: one of DATASETS.
+      data_dir: as for load_dataset; folders name the classes.
+      image_size: as for load_dataset.
+      channels: as for load_dataset.
+
+    Returns:
+      Class names; (H, W, C).
+
+    Raises:
+      DPMixError: unknown name, or no such folder.
+    """
+    if name == "digits":
+        return tuple("0123456789"), (8, 8, 1)
+    if name in _TFDS:
+        import tensorflow_datasets as tfds  # costs seconds to import
+
+        builder = tfds.builder(_TFDS[name].name, data_dir=data_dir)
+        height, width, depth = _TFDS[name].image_shape
+        shape = (image_size or height, image_size or width, depth)
+        return tuple(builder.info.features["label"].names), shape
+    if name not in DATASETS or not data_dir or not Path(data_dir).is_dir():
+        raise DPMixError(
+            f"Cannot tell the classes of data.name={name!r} in data.data_dir="
+            f"{data_dir}: expected one of {', '.join(DATASETS)}, the last "
+            "two with their folder."
+        )
+    folder = Path(data_dir)
+    folder = folder / "train" if (folder / "train").is_dir() else folder
+    side = image_size or 224
+    return class_folders(folder), (side, side, channels or 3)
 
 
 def _cut(

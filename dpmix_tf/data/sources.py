@@ -11,8 +11,13 @@ import tensorflow as tf
 from PIL import Image
 
 from dpmix_tf.errors import DPMixError
-
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
+from dpmix_tf.images import (
+    IMAGE_SUFFIXES,
+    class_folders,
+    fit_image,
+    image_files,
+    read_image,
+)
 
 # Threads that decode images of one batch; decoding releases the interpreter's lock.
 _DECODERS = 8
@@ -182,12 +187,8 @@ class ImageFolderSource(_DecodedSource):
                 f"Image folder not found: {folder}. Expected one subfolder of images a "
                 "class, such as <folder>/cat/1.jpg."
             )
-        found = sorted(
-            entry.name
-            for entry in folder.iterdir()
-            if entry.is_dir() and not entry.name.startswith(".")
-        )
-        if class_names is not None and list(class_names) != found:
+        found = class_folders(folder)
+        if class_names is not None and tuple(class_names) != found:
             missing = sorted(set(class_names) - set(found))
             extra = sorted(set(found) - set(class_names))
             raise DPMixError(
@@ -229,47 +230,6 @@ class ImageFolderSource(_DecodedSource):
         if messages:
             more = f"\n... and {len(messages) - 5} more" if len(messages) > 5 else ""
             raise DPMixError("\n".join(messages[:5]) + more)
-
-
-def image_files(path: Path) -> list[Path]:
-    """The image files in a folder, at any depth, in order; a file is its own list."""
-    if not path.is_dir():
-        return [path]
-    return sorted(
-        file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES
-    )
-
-
-def read_image(path: str | Path, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """Reads one image file.
-
-    Args:
-      path: JPEG or PNG.
-      image_shape: (H, W, C) to convert to.
-
-    Returns:
-      uint8 [H,W,C].
-
-    Raises:
-      DPMixError: names the file that cannot be read.
-    """
-    try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
-            return fit_image(image, image_shape)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DPMixError(
-            f"Unreadable image: {path} ({error}). Expected a JPEG or PNG file; replace "
-            "or remove it."
-        ) from error
-
-
-def fit_image(image: Image.Image, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """Converts to grey or RGB and resizes with antialiasing: uint8 [H,W,C]."""
-    height, width, channels = image_shape
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image, np.uint8).reshape(image_shape)
 
 
 class TfdsSource(_DecodedSource):

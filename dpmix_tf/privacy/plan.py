@@ -164,7 +164,11 @@ class PrivacyPlan:
         )
 
     def statement(
-        self, updates: int | None = None, *, assume_poisson: bool = False
+        self,
+        updates: int | None = None,
+        *,
+        assume_poisson: bool = False,
+        public_pool: bool = False,
     ) -> str:
         """Says in plain words what the guarantee is, assumes and does not cover.
 
@@ -172,6 +176,7 @@ class PrivacyPlan:
           updates: updates spent; default all of the plan's.
           assume_poisson: the batches came from the user, who says that they were
             Poisson-sampled; the statement then says that nobody checked.
+          public_pool: synthetic images were mixed in.
         """
         updates = self.updates if updates is None else int(updates)
         epsilon = self.epsilon(updates)
@@ -199,7 +204,15 @@ class PrivacyPlan:
             "each example's gradient, the mean over its views, was clipped once to L2 "
             f"norm {self.clip_norm:g}; Gaussian noise of standard deviation "
             f"{self.noise_multiplier:.6g} times that was added once to each update's "
-            "sum; and the seed of sampling and noise stays secret. " + sampling + "\n"
+            "sum; and the seed of sampling and noise stays secret. "
+            + sampling
+            + (
+                " The pool of synthetic images is taken as public: it must not have "
+                "been made from, or chosen by looking at, the private examples."
+                if public_pool
+                else ""
+            )
+            + "\n"
             "It does not cover: hyperparameters chosen by looking at the same data; "
             "numbers computed without noise, such as training loss or validation "
             "accuracy; the number of examples, which is taken as public; other "

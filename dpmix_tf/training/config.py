@@ -3,6 +3,32 @@
 from ml_collections import ConfigDict, config_dict
 
 
+def default_pool() -> ConfigDict:
+    """Returns the settings of a pool of synthetic images: see bin/generate_pool.py."""
+    pool = ConfigDict()
+    pool.path = config_dict.placeholder(str)
+    pool.generator = "glyphs"  # or stable_diffusion
+    pool.images_per_class = 100
+    pool.seed = 0  # public; images of a class are seeded seed, seed + 1, ...
+    # The rest is for stable_diffusion.
+    pool.version = "1.4"  # KerasCV's StableDiffusion; "2.1" is StableDiffusionV2
+    pool.prompts = ("a photo of a {name}",)  # taken in turn
+    pool.class_prompts = ConfigDict({}, type_safe=False)  # class name -> its own prompt
+    pool.negative_prompt = config_dict.placeholder(str)
+    pool.generated_size = 512  # pixels, a multiple of 128
+    pool.steps = 25
+    pool.guidance = 7.5
+    pool.batch_size = 4
+    pool.mixed_precision = False
+    pool.jit_compile = False
+    pool.weights = ConfigDict()  # local files; left out, KerasCV downloads them
+    pool.weights.text_encoder = config_dict.placeholder(str)
+    pool.weights.diffusion_model = config_dict.placeholder(str)
+    pool.weights.decoder = config_dict.placeholder(str)
+    pool.weights.vocabulary = config_dict.placeholder(str)
+    return pool
+
+
 def default_config() -> ConfigDict:
     """Returns the settings of a run, to be changed by a file in configs/.
 
@@ -27,9 +53,15 @@ def default_config() -> ConfigDict:
     config.views = ConfigDict()  # the fields of dpmix_tf.views.ViewMaker
     config.views.base = 16
     config.views.mixed = 18
+    config.views.synthetic = 0  # needs pool.path
     config.views.alpha = 0.2
     config.views.augment = "crop_flip"
     config.views.padding = 4
+    config.views.only_mixed = False
+    config.views.labels_only = False
+    config.views.same_class = False
+
+    config.pool = default_pool()
 
     config.privacy = ConfigDict()  # give epsilon, or noise_multiplier
     config.privacy.epsilon = config_dict.placeholder(float)

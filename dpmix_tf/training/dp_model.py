@@ -94,9 +94,13 @@ class DPMixModel(keras.Model):
         """Epsilon spent so far, at plan.delta."""
         return self.plan.epsilon(self.updates)
 
-    def statement(self) -> str:
-        """Says in plain words what has been spent so far."""
-        return self.plan.statement(self.updates, assume_poisson=self.assume_poisson)
+    def statement(self, updates: int | None = None) -> str:
+        """Says in plain words what has been spent so far (or by `updates`)."""
+        return self.plan.statement(
+            self.updates if updates is None else updates,
+            assume_poisson=self.assume_poisson,
+            public_pool=self.views.synthetic > 0,
+        )
 
     def call(self, images, training=False):
         """Images [n,H,W,C], uint8 or float -> logits [n,classes]."""

@@ -28,6 +28,7 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_atomic, write_text_atomic
 from dpmix_tf.models import build_network
 from dpmix_tf.privacy import PrivacyPlan, randomness
+from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training import checkpoints
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.views import ViewMaker
@@ -151,7 +152,7 @@ class Trainer:
         model = DPMixModel(
             network,
             plan=self.plan,
-            views=ViewMaker(**self.config.views.to_dict()),
+            views=self._views(),
             seed=self._seed,
             chunk_size=self.config.run.chunk_size,
             ema_decay=self.config.ema_decay,
@@ -159,6 +160,21 @@ class Trainer:
         )
         model.compile(optimizer=make_optimizer(self.config), metrics=["accuracy"])
         return model
+
+    def _views(self) -> ViewMaker:
+        settings = self.config.views.to_dict()
+        if settings["synthetic"] and self.config.pool.path is None:
+            raise DPMixError(
+                f"views.synthetic = {settings['synthetic']} needs pool.path: a folder "
+                "made by bin/generate_pool.py."
+            )
+        if settings["synthetic"]:
+            settings["pool"] = SyntheticPool.load(
+                self.config.pool.path,
+                class_names=self.dataset.class_names,
+                image_shape=self.dataset.image_shape,
+            )
+        return ViewMaker(**settings)
 
     def run(self) -> dict[str, Any]:
         """Trains to the plan's last update, then evaluates on the test set once.
@@ -260,12 +276,14 @@ class Trainer:
             for group, variables in self.model.state().items()
             for index, variable in enumerate(variables)
         }
+        pool = self.model.views.pool
         metadata = {
             "updates": self.model.updates,
             "seed": f"{self._seed:032x}",
             "plan": self.plan.to_dict(),
             "class_names": self.dataset.class_names,
             "image_shape": self.dataset.image_shape,
+            "pool_digest": pool.digest if pool else None,
         }
         checkpoints.save(self._checkpoints, arrays, metadata)
         checkpoints.prune(self._checkpoints, self.config.run.keep_checkpoints)
@@ -294,7 +312,7 @@ class Trainer:
             "planned_updates": plan.updates,
             "accountant": plan.accountant,
             "seed_chosen_by_user": self.config.seed is not None,
-            "statement": plan.statement(updates),
+            "statement": self.model.statement(updates),
         }
         write_text_atomic(path, json.dumps(spent, indent=2) + "\n")
 
@@ -381,6 +399,12 @@ def restore_network(
 def _restore(
     model: DPMixModel, arrays: dict[str, np.ndarray], metadata: dict[str, Any]
 ) -> None:
+    pool = model.views.pool
+    if metadata["pool_digest"] != (pool.digest if pool else None):
+        raise DPMixError(
+            "The pool of synthetic images has changed since the checkpoint was made. "
+            "Put the old one back, or use another --workdir."
+        )
     if metadata["plan"] != model.plan.to_dict():
         raise DPMixError(
             "The checkpoint was made under another plan:\n"
@@ -406,11 +430,11 @@ def _assign(group: str, variables, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _differences(theirs: dict, mine: dict, prefix: str = "") -> list[str]:
-    """Lines of what differs; `run` and where the data lies may."""
+    """Lines of what differs; `run` and where data and pool lie may."""
     lines = []
     for key in sorted(theirs.keys() | mine.keys()):
         name = prefix + key
-        if name in ("run", "data.data_dir"):
+        if name in ("run", "data.data_dir", "pool"):
             continue
         old, new = theirs.get(key), mine.get(key)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -73,7 +73,7 @@ def draw_views(
         for axis, pixels, caption in zip(axes, images, captions, strict=False):
             pixels = np.clip(np.asarray(pixels), 0, 1)
             axis.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=1)
-            axis.set_title(caption, y=-0.02, va="top", fontsize=7)
+            axis.set_title(caption, y=-0.07, va="top", fontsize=7)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

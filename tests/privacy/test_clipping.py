@@ -8,6 +8,7 @@ import tensorflow as tf
 from dpmix_tf import views
 from dpmix_tf.models import convnet, wide_resnet
 from dpmix_tf.privacy import randomness
+from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training import DPMixModel
 from tests.conftest import plan_for
 
@@ -40,6 +41,20 @@ def partly_frozen_convnet():
     network.layers[2].trainable = False
     assert len(network.trainable_variables) < len(network.weights)
     return network
+
+
+def dp_mix_diff():
+    """DP-Mix_Diff over a pool of 12 random public images."""
+    random = np.random.default_rng(9)
+    pool = SyntheticPool(
+        images=random.integers(0, 256, (12, 8, 8, 1), dtype=np.uint8),
+        labels=np.sort(np.arange(12) % 5).astype(np.int32),
+        class_names=tuple("abcde"),
+        digest="",
+    )
+    return views.dp_mix_diff(
+        base=3, mixed=3, synthetic=2, augment="crop", padding=1, pool=pool
+    )
 
 
 def model_of(network, make_views=None, chunk_size=2, clip=CLIP):
@@ -117,6 +132,16 @@ def test_the_sum_equals_plain_autograd_one_example_at_a_time(build):
         assert distance(total, expected) <= 1e-5 * length
 
 
+def test_the_sum_equals_plain_autograd_with_synthetic_views_too():
+    images, labels = examples(5)
+    ids = np.array([3, 14, 15, 92, 65])
+    model = model_of(small_convnet(), dp_mix_diff())
+    expected = oracle(model, images, labels, ids, update=4)
+    total = model.clipped_gradient_sum(images, labels, ids=ids, update=4)
+    length = distance(expected, [np.zeros_like(part) for part in expected])
+    assert distance(total, expected) <= 1e-5 * length
+
+
 @pytest.mark.parametrize("build", [small_convnet, small_wide_resnet])
 def test_batches_of_none_and_of_one(build):
     model = model_of(build())
@@ -139,9 +164,10 @@ def test_the_sum_does_not_depend_on_the_chunk_size_at_all():
         assert distance(sums[0], other) <= 1e-6
 
 
-def test_removing_one_example_moves_the_sum_by_at_most_the_clip_norm():
+@pytest.mark.parametrize("make_views", [None, dp_mix_diff], ids=["self", "diff"])
+def test_removing_one_example_moves_the_sum_by_at_most_the_clip_norm(make_views):
     random = np.random.default_rng(3)
-    model = model_of(small_convnet())
+    model = model_of(small_convnet(), make_views and make_views())
     for trial in range(12):
         images, labels = examples(6, seed=trial)
         ids = random.permutation(100)[:6]

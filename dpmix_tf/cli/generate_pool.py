@@ -1,0 +1,87 @@
+r"""Makes a pool of public images for DP-Mix_Diff; run again, it makes what is missing.
+
+  python bin/generate_pool.py --config=configs/digits_diff.py
+  python bin/generate_pool.py --config=configs/cifar10_diff.py --shard=3/16
+  python bin/generate_pool.py --config=configs/digits_diff.py --import_from=my_digits
+  python bin/generate_pool.py --config=configs/digits_diff.py --repair
+
+What is made, how many and how is set by `config.pool`; the classes and the size are
+those of `config.data`, of which no example is read.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from dpmix_tf.cli import common
+from dpmix_tf.errors import DPMixError
+
+_CONFIG = common.define_config()
+_SHARD = flags.DEFINE_string(
+    "shard", "1/1", "Which part of the work, as 3/16: the third of sixteen."
+)
+_IMPORT = flags.DEFINE_string(
+    "import_from", None, "Instead of generating, import a folder of public images."
+)
+_REPAIR = flags.DEFINE_bool(
+    "repair", False, "First remove images that are broken or were changed."
+)
+_MERGE = flags.DEFINE_list(
+    "merge", None, "Instead of generating, merge these pools into config.pool.path."
+)
+
+
+def _main(argv: list[str]) -> None:
+    common.require(config=_CONFIG.value)
+    from dpmix_tf.data import describe_dataset
+    from dpmix_tf.synthetic import fill, pool
+
+    settings = _CONFIG.value.pool.to_dict()
+    data = _CONFIG.value.data.to_dict()
+    if settings["path"] is None:
+        raise DPMixError("Where to? Set it with --config.pool.path=FOLDER.")
+    folder = Path(settings["path"])
+    if _MERGE.value:
+        pool.merge(_MERGE.value, folder)
+        return _report(folder)
+    if _REPAIR.value and folder.exists():
+        removed = pool.repair(folder)
+        print(f"Removed {len(removed)} broken or changed files. {' '.join(removed)}")
+    class_names, image_shape = describe_dataset(
+        data["name"],
+        data_dir=data["data_dir"],
+        image_size=data["image_size"],
+        channels=data["channels"],
+    )
+    if _IMPORT.value:
+        fill.import_folder(folder, _IMPORT.value, class_names, image_shape)
+    else:
+        part, parts = _parse_shard(_SHARD.value)
+        fill.generate(folder, settings, class_names, image_shape, part, parts)
+    return _report(folder)
+
+
+def _report(folder: Path) -> None:
+    from dpmix_tf.synthetic.pool import read_manifest
+
+    manifest = read_manifest(folder)
+    print(
+        f"{folder} holds {len(manifest['images'])} images of "
+        f"{len(manifest['class_names'])} classes, "
+        f"{'x'.join(map(str, manifest['image_shape']))}."
+    )
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise DPMixError(
+            f"--shard must be PART/PARTS, such as 3/16; received: {text!r}."
+        )
+    return int(part), int(parts)
+
+
+def main() -> None:
+    """Entry point."""
+    common.run(_main, sys.modules[__name__])

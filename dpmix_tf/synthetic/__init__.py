@@ -1,0 +1,5 @@
+"""Public images in: labelled pools for DP-Mix_Diff."""
+
+from dpmix_tf.synthetic.pool import SyntheticPool
+
+__all__ = ["SyntheticPool"]

@@ -1,0 +1,152 @@
+"""Filling a pool: from a generator by name, or from a folder of one's own images."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.images import image_files, read_image
+from dpmix_tf.synthetic.glyphs import glyph
+from dpmix_tf.synthetic.pool import MANIFEST, PoolWriter
+
+GENERATORS = ("glyphs", "stable_diffusion")
+
+
+def generate(
+    folder: Path,
+    settings: Mapping[str, Any],
+    class_names: Sequence[str],
+    image_shape: tuple[int, int, int],
+    part: int = 1,
+    parts: int = 1,
+) -> None:
+    """Generates what a pool does not hold yet, of one part of the work.
+
+    Args:
+      folder: the pool.
+      settings: `config.pool` as a dict, see training/config.py.
+      class_names: the data set's.
+      image_shape: the data set's (H, W, C).
+      part: which part, from 1.
+      parts: of how many; the parts may fill one folder or several, and merge.
+
+    Raises:
+      DPMixError: settings, weights or folder are not usable; nothing is overwritten.
+    """
+    name = settings["generator"]
+    if name not in GENERATORS:
+        raise DPMixError(
+            f"pool.generator must be one of {', '.join(GENERATORS)}; received: "
+            f"{name!r}."
+        )
+    if settings["images_per_class"] < 1:
+        raise DPMixError(
+            "pool.images_per_class must be 1 or more, received: "
+            f"{settings['images_per_class']}."
+        )
+    work = [
+        (class_name, settings["seed"] + index)
+        for index in range(settings["images_per_class"])
+        for class_name in class_names
+    ][part - 1 :: parts]
+    if name == "glyphs":
+        for class_name in class_names:
+            glyph(class_name, 0, image_shape)  # refuses what it cannot draw
+        writer = PoolWriter(
+            folder,
+            class_names=class_names,
+            image_shape=image_shape,
+            generator={"name": "glyphs"},
+        )
+        for class_name, seed in tqdm(work, unit="image"):
+            if not writer.path(class_name, seed).exists():
+                image = glyph(class_name, seed, image_shape)
+                writer.add(class_name, seed, image, {"generator": "glyphs"})
+    else:
+        # Stable Diffusion costs seconds to import and gigabytes to build.
+        from dpmix_tf.synthetic import stable_diffusion
+
+        for template in settings["prompts"]:
+            if "{name}" not in template:
+                raise DPMixError(
+                    f"pool.prompts must name the class as {{name}}; received: "
+                    f"{template!r}."
+                )
+        generator = stable_diffusion.Generator(settings)
+        if not (folder / MANIFEST).exists():
+            print(stable_diffusion.licence_notice(settings["version"]))
+        writer = PoolWriter(
+            folder,
+            class_names=class_names,
+            image_shape=image_shape,
+            generator=generator.description(),
+        )
+        prompted = [
+            (
+                class_name,
+                seed,
+                stable_diffusion.prompt_for(
+                    class_name,
+                    seed - settings["seed"],
+                    settings["prompts"],
+                    settings["class_prompts"],
+                ),
+            )
+            for class_name, seed in work
+        ]
+        stable_diffusion.fill(writer, generator, prompted, settings["batch_size"])
+    writer.finish()
+
+
+def import_folder(
+    folder: Path,
+    source: str | Path,
+    class_names: Sequence[str],
+    image_shape: tuple[int, int, int],
+) -> None:
+    """Makes a pool of one's own public images: one subfolder a class.
+
+    Args:
+      folder: the pool.
+      source: folder of images; its subfolders must be the classes.
+      class_names: the data set's.
+      image_shape: (H, W, C) to convert and resize to, with antialiasing.
+
+    Raises:
+      DPMixError: classes that do not match, or an image that cannot be read.
+    """
+    source = Path(source)
+    found = (
+        {entry.name for entry in source.iterdir() if entry.is_dir()}
+        if source.is_dir()
+        else set()
+    )
+    if found != set(class_names):
+        raise DPMixError(
+            f"The subfolders of {source} must be the data set's classes; missing "
+            f"{sorted(set(class_names) - found)}, unexpected "
+            f"{sorted(found - set(class_names))}."
+        )
+    writer = PoolWriter(
+        folder,
+        class_names=class_names,
+        image_shape=image_shape,
+        generator={"name": "import"},
+    )
+    for class_name in class_names:
+        paths = image_files(source / class_name)
+        for path in tqdm(paths, desc=class_name, unit="image"):
+            data = path.read_bytes()
+            digest = hashlib.sha256(data).hexdigest()
+            pixels = read_image(path, image_shape)
+            record = {
+                "generator": "import",
+                "source": f"{class_name}/{path.name}",
+                "source_sha256": digest,
+            }
+            # Numbered by content: importing again adds nothing twice.
+            writer.add(class_name, int(digest[:12], 16), pixels, record)
+    writer.finish()

@@ -1,0 +1,435 @@
+"""SyntheticPool: labelled public images in an ordinary folder, with a manifest.
+
+  <pool>/manifest.json
+  <pool>/<class name>/<seed>.png
+
+Each PNG says in a text chunk of its own what it was made from (prompt, seed, ...), so
+one rename puts image and record in place together; the manifest gathers the records and
+the files' digests. A pool is public: it must never depend on the private data, and no
+privacy is spent on it.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import shutil
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image, PngImagePlugin
+
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import write_atomic, write_text_atomic
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+_RECORD = "dpmix_tf"  # the PNG text chunk's name
+_READERS = 4
+
+# Above this many bytes, images are mapped from a packed file instead of held in memory.
+_IN_MEMORY = 2 * 2**30
+
+
+class PoolWriter:
+    """Fills a pool, one image at a time; killed anywhere, another one goes on.
+
+    Several processes may fill one pool: images never clash, the manifest is gathered by
+    `finish`.
+
+    Args:
+      folder: the pool; made if missing.
+      class_names: all classes, in the data set's order.
+      image_shape: (H, W, C) of every image.
+      generator: what makes the images: name, settings, digests of weights; JSON-able.
+
+    Raises:
+      DPMixError: the folder holds a pool of other classes, size or generator.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        class_names: Sequence[str],
+        image_shape: Sequence[int],
+        generator: Mapping[str, Any],
+    ):
+        self.folder = Path(folder)
+        self.class_names = tuple(class_names)
+        self.image_shape = tuple(image_shape)
+        self._header = {
+            "schema_version": SCHEMA_VERSION,
+            "class_names": list(class_names),
+            "image_shape": list(image_shape),
+            "generator": dict(generator),
+        }
+        try:
+            for name in class_names:
+                class_folder(self.folder, name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DPMixError(
+                f"Cannot make the pool {self.folder}: {error.strerror}. Choose another "
+                "folder."
+            ) from error
+        if not (self.folder / MANIFEST).exists():
+            self._write_manifest([])
+            return
+        there = read_manifest(self.folder)
+        differing = [key for key in self._header if there[key] != self._header[key]]
+        if differing:
+            raise DPMixError(
+                f"{self.folder} holds a pool made with other settings: "
+                + "; ".join(
+                    f"{key}: {there[key]} there, {self._header[key]} here"
+                    for key in differing
+                )
+                + ". Use another folder, or the same settings to go on."
+            )
+
+    def path(self, class_name: str, seed: int) -> Path:
+        """Where the image of a class and seed lies."""
+        return class_folder(self.folder, class_name) / f"{seed}.png"
+
+    def add(
+        self, class_name: str, seed: int, image: np.ndarray, record: Mapping[str, Any]
+    ) -> None:
+        """Writes one image under its final name, whole.
+
+        Args:
+          class_name: one of the pool's.
+          seed: names the file.
+          image: uint8 [H,W,C] of the pool's shape.
+          record: what it was made from: prompt, steps, ...; JSON-able.
+
+        Raises:
+          DPMixError: another shape, or the disk is full.
+        """
+        if image.shape != self.image_shape or image.dtype != np.uint8:
+            raise DPMixError(
+                f"The pool holds uint8 images of shape {self.image_shape}; received: "
+                f"{image.dtype}, {image.shape}."
+            )
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt(_RECORD, json.dumps({"seed": seed, **record}))
+        pixels = image[..., 0] if image.shape[-1] == 1 else image
+        write_atomic(
+            self.path(class_name, seed),
+            lambda file: Image.fromarray(pixels).save(file, "PNG", pnginfo=text),
+        )
+
+    def finish(self) -> int:
+        """Writes the manifest of all images that are there.
+
+        Returns:
+          Their number.
+
+        Raises:
+          DPMixError: an image is broken, of another size or not one of ours.
+        """
+        images = []
+        for name in self.class_names:
+            folder = class_folder(self.folder, name)
+            for path in sorted(folder.glob("*.png"), key=_seed_of):
+                data = path.read_bytes()
+                decode(data, path, self.image_shape)
+                with Image.open(io.BytesIO(data)) as image:
+                    record = getattr(image, "text", {}).get(_RECORD)
+                if record is None:
+                    raise DPMixError(
+                        f"{path} does not say where it came from. Add images of your "
+                        "own with bin/generate_pool.py --import_from=FOLDER."
+                    )
+                images.append(
+                    {
+                        "file": f"{folder.name}/{path.name}",
+                        "class_name": name,
+                        "sha256": hashlib.sha256(data).hexdigest(),
+                        **json.loads(record),
+                    }
+                )
+        self._write_manifest(images)
+        return len(images)
+
+    def _write_manifest(self, images: list[dict[str, Any]]) -> None:
+        text = json.dumps({**self._header, "images": images}, indent=1)
+        write_text_atomic(self.folder / MANIFEST, text + "\n")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class SyntheticPool:
+    """A pool in memory (or mapped, when large), ordered by class.
+
+    Attributes:
+      images: uint8 [P,H,W,C].
+      labels: int32 [P], increasing; indices into class_names.
+      class_names: the data set's, in its order.
+      digest: SHA-256 of the manifest's list of files and their digests.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    digest: str
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        class_names: Sequence[str] | None = None,
+        image_shape: Sequence[int] | None = None,
+    ) -> "SyntheticPool":
+        """Loads a pool and checks every image against the manifest.
+
+        Args:
+          folder: the pool.
+          class_names: the data set's; classes are matched by name and put in this
+            order. Default the pool's own.
+          image_shape: the data set's (H, W, C). Default the pool's own.
+
+        Raises:
+          DPMixError: no pool; classes missing or too many; another image size; an image
+            that is missing, broken, changed or not in the manifest.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        shape = tuple(manifest["image_shape"])
+        if image_shape is not None and shape != tuple(image_shape):
+            colour = {1: "grey", 3: "RGB"}
+            raise DPMixError(
+                f"The pool {folder} holds {shape[0]}x{shape[1]} "
+                f"{colour.get(shape[2], shape[2])} images, the data set "
+                f"{image_shape[0]}x{image_shape[1]} "
+                f"{colour.get(image_shape[2], image_shape[2])}. Generate or import a "
+                f"pool with image_shape={tuple(image_shape)}."
+            )
+        names = tuple(manifest["class_names"] if class_names is None else class_names)
+        missing = sorted(set(names) - set(manifest["class_names"]))
+        extra = sorted(set(manifest["class_names"]) - set(names))
+        if missing or extra:
+            raise DPMixError(
+                f"The pool {folder} has other classes than the data set: missing "
+                f"{missing}, unexpected {extra}. Classes are matched by name; rename, "
+                "add or remove them."
+            )
+        label_of = {name: label for label, name in enumerate(names)}
+        entries = sorted(
+            manifest["images"], key=lambda e: (label_of[e["class_name"]], e["seed"])
+        )
+        _check_files(folder, names, {entry["file"] for entry in entries})
+        images = _empty(folder, (len(entries), *shape))
+
+        def place(index: int) -> None:
+            path = folder / entries[index]["file"]
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() != entries[index]["sha256"]:
+                decode(data, path, shape)  # says so if it is broken
+                raise DPMixError(
+                    f"{path} is not the file the manifest describes. {_FIX}"
+                )
+            images[index] = decode(data, path, shape)
+
+        with futures.ThreadPoolExecutor(_READERS) as readers:
+            list(readers.map(place, range(len(entries)), chunksize=256))
+        listing = "".join(f"{entry['file']} {entry['sha256']}\n" for entry in entries)
+        return cls(
+            images=images,
+            labels=np.array([label_of[e["class_name"]] for e in entries], np.int32),
+            class_names=names,
+            digest=hashlib.sha256(listing.encode()).hexdigest(),
+        )
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @functools.cached_property
+    def _tensor(self) -> tf.Tensor:
+        with tf.init_scope(), tf.device("CPU"):
+            return tf.constant(self.images)
+
+    def gather(self, indices: tf.Tensor) -> tf.Tensor:
+        """Looks images up inside a graph.
+
+        Args:
+          indices: integers [k] in [0, len(self)).
+
+        Returns:
+          uint8 [k,H,W,C].
+        """
+        if not isinstance(self.images, np.memmap):
+            return tf.gather(self._tensor, indices)
+        rows = tf.numpy_function(lambda i: self.images[i], [indices], tf.uint8)
+        return tf.ensure_shape(rows, [indices.shape[0], *self.images.shape[1:]])
+
+
+_FIX = (
+    "Repair the pool with bin/generate_pool.py --repair, which removes what is wrong."
+)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Reads manifest.json.
+
+    Raises:
+      DPMixError: there is none, or it is not one of ours.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        if manifest["schema_version"] != SCHEMA_VERSION:
+            raise DPMixError(
+                f"{path} has schema version {manifest['schema_version']}; this version "
+                f"of dpmix_tf reads {SCHEMA_VERSION}."
+            )
+        shape = manifest["image_shape"]
+        entries = [(e["file"], e["class_name"], e["seed"]) for e in manifest["images"]]
+        if len(shape) != 3 or any(
+            Path(f).is_absolute() or ".." in f for f, _, _ in entries
+        ):
+            raise KeyError("image_shape or file")
+        return manifest
+    except FileNotFoundError as error:
+        raise DPMixError(
+            f"{folder} is not a pool: it has no {MANIFEST}. Make one with "
+            "bin/generate_pool.py."
+        ) from error
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise DPMixError(
+            f"{path} is not a pool's manifest ({error!r}). {_FIX}"
+        ) from error
+
+
+def decode(data: bytes, path: Path, shape: Sequence[int]) -> np.ndarray:
+    """Decodes one PNG: uint8 [H,W,C].
+
+    Raises:
+      DPMixError: names the file that is broken or of another size.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            pixels = np.asarray(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DPMixError(f"Unreadable image: {path} ({error}). {_FIX}") from error
+    pixels = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
+    if pixels.shape != tuple(shape) or pixels.dtype != np.uint8:
+        raise DPMixError(
+            f"{path} is {pixels.dtype} of shape {pixels.shape}; the pool's images are "
+            f"uint8 of shape {tuple(shape)}. {_FIX}"
+        )
+    return pixels
+
+
+def repair(folder: str | Path) -> list[str]:
+    """Removes what is broken and gathers the manifest anew from what is left.
+
+    Args:
+      folder: the pool.
+
+    Returns:
+      The files removed; generate again to replace them.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    digests = {entry["file"]: entry["sha256"] for entry in manifest["images"]}
+    removed = []
+    for path in sorted(folder.glob("*/*")):
+        name = f"{path.parent.name}/{path.name}"
+        try:
+            data = path.read_bytes()
+            decode(data, path, manifest["image_shape"])
+            if digests.get(name, "") in ("", hashlib.sha256(data).hexdigest()):
+                continue
+        except DPMixError:
+            pass
+        path.unlink()
+        removed.append(name)
+    kept = [e for e in manifest["images"] if (folder / e["file"]).exists()]
+    write_text_atomic(
+        folder / MANIFEST, json.dumps({**manifest, "images": kept}, indent=1) + "\n"
+    )
+    return removed
+
+
+def merge(folders: Sequence[str | Path], output: str | Path) -> None:
+    """Merges pools of the same classes and size, such as the shards of one.
+
+    Args:
+      folders: the pools; an image that several hold must be the same in all.
+      output: the merged pool; may be one of them or new.
+
+    Raises:
+      DPMixError: classes, sizes or generators differ, or two images clash.
+    """
+    first = read_manifest(Path(folders[0]))
+    writer = PoolWriter(
+        output,
+        class_names=first["class_names"],
+        image_shape=first["image_shape"],
+        generator=first["generator"],
+    )
+    for folder in map(Path, folders):
+        manifest = read_manifest(folder)
+        for key in ("class_names", "image_shape", "generator"):
+            if manifest[key] != first[key]:
+                raise DPMixError(
+                    f"{folder} and {folders[0]} do not merge: {key} is "
+                    f"{manifest[key]} and {first[key]}."
+                )
+        for path in sorted(folder.glob("*/*.png")):
+            target = writer.folder / path.parent.name / path.name
+            if target.exists():
+                if target.read_bytes() != path.read_bytes():
+                    raise DPMixError(f"{path} and {target} differ: pools clash.")
+                continue
+            with open(path, "rb") as source:
+                write_atomic(target, lambda file, s=source: shutil.copyfileobj(s, file))
+    writer.finish()
+
+
+def class_folder(folder: Path, class_name: str) -> Path:
+    """A class's folder; characters that no file name should have are %-quoted."""
+    return folder / urllib.parse.quote(class_name, safe=" ,'()&").lstrip(".")
+
+
+def _seed_of(path: Path) -> tuple[int, str]:
+    return (int(path.stem) if path.stem.isdigit() else -1, path.stem)
+
+
+def _check_files(folder: Path, names: Sequence[str], listed: set[str]) -> None:
+    folders = {name: class_folder(folder, name) for name in names}
+    there = {
+        f"{own.name}/{path.name}" for own in folders.values() for path in own.glob("*")
+    }
+    lost, unknown = sorted(listed - there), sorted(there - listed)
+    if lost or unknown:
+        raise DPMixError(
+            f"The manifest of {folder} is out of step with its files: missing "
+            f"{lost[:5]}{' ...' if len(lost) > 5 else ''}, not listed {unknown[:5]}"
+            f"{' ...' if len(unknown) > 5 else ''}. {_FIX}"
+        )
+    filled = {file.split("/")[0] for file in listed}
+    for name, own in folders.items():
+        if own.name not in filled:
+            raise DPMixError(
+                f"The class {name!r} of {folder} has no images. Generate or "
+                "import some."
+            )
+
+
+def _empty(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """An array to fill: in memory, or in an unnamed file on the disk."""
+    if np.prod(shape, dtype=np.int64) <= _IN_MEMORY:
+        return np.empty(shape, np.uint8)
+    path = folder / ".images.tmp"
+    array = np.memmap(path, np.uint8, "w+", shape=shape)
+    path.unlink()  # the mapping keeps it; nothing is left behind
+    return array
