@@ -17,6 +17,7 @@ COMMANDS = (
     "privacy",
     "preview_views",
     "generate_pool",
+    "experiment",
 )
 
 setup(

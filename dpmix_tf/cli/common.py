@@ -67,6 +67,7 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         for field in fields:
             name, _, path = field.partition("=")
+            path = path.split(":")[0]  # configs/pools.py:eurosat
             if name == "--config" and not Path(path).is_file():
                 raise FileNotFoundError(f"there is no file {path}")
             if name == "--config":  # lets it say `from configs import digits`

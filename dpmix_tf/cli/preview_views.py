@@ -21,6 +21,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the views.", lower_bound=0)
 def _main(argv: list[str]) -> None:
     common.require(config=_CONFIG.value)
     from dpmix_tf.data import load_dataset
+    from dpmix_tf.training.trainer import load_pool
     from dpmix_tf.views import ViewMaker
     from dpmix_tf.views.preview import draw_views
 
@@ -33,7 +34,7 @@ def _main(argv: list[str]) -> None:
         )
     images, labels = dataset.train.read([_INDEX.value])
     draw_views(
-        ViewMaker(**config.views.to_dict()),
+        ViewMaker(**config.views.to_dict(), pool=load_pool(config, dataset)),
         images[0],
         int(labels[0]),
         dataset.class_names,

@@ -43,3 +43,7 @@ def _main(argv: list[str]) -> None:
 def main() -> None:
     """Entry point."""
     common.run(_main, sys.modules[__name__])
+
+
+if __name__ == "__main__":
+    main()

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dpmix_tf.data import (
+    Dataset,
     ExampleSource,
     PoissonBatches,
     load_dataset,
@@ -72,6 +73,26 @@ def make_optimizer(config: ConfigDict) -> keras.optimizers.Optimizer:
         raise DPMixError(
             f"Keras makes no optimizer {name!r} from {arguments}: {error}"
         ) from error
+
+
+def load_pool(config: ConfigDict, dataset: Dataset) -> SyntheticPool | None:
+    """Loads the pool that `config.views` draws from; None where it draws none.
+
+    Raises:
+      DPMixError: no path, or a pool that does not fit the data set.
+    """
+    if not config.views.synthetic:
+        return None
+    if config.pool.path is None:
+        raise DPMixError(
+            f"views.synthetic = {config.views.synthetic} needs pool.path: a folder "
+            "made by bin/generate_pool.py."
+        )
+    return SyntheticPool.load(
+        config.pool.path,
+        class_names=dataset.class_names,
+        image_shape=dataset.image_shape,
+    )
 
 
 class Trainer:
@@ -152,7 +173,10 @@ class Trainer:
         model = DPMixModel(
             network,
             plan=self.plan,
-            views=self._views(),
+            views=ViewMaker(
+                **self.config.views.to_dict(),
+                pool=load_pool(self.config, self.dataset),
+            ),
             seed=self._seed,
             chunk_size=self.config.run.chunk_size,
             ema_decay=self.config.ema_decay,
@@ -160,21 +184,6 @@ class Trainer:
         )
         model.compile(optimizer=make_optimizer(self.config), metrics=["accuracy"])
         return model
-
-    def _views(self) -> ViewMaker:
-        settings = self.config.views.to_dict()
-        if settings["synthetic"] and self.config.pool.path is None:
-            raise DPMixError(
-                f"views.synthetic = {settings['synthetic']} needs pool.path: a folder "
-                "made by bin/generate_pool.py."
-            )
-        if settings["synthetic"]:
-            settings["pool"] = SyntheticPool.load(
-                self.config.pool.path,
-                class_names=self.dataset.class_names,
-                image_shape=self.dataset.image_shape,
-            )
-        return ViewMaker(**settings)
 
     def run(self) -> dict[str, Any]:
         """Trains to the plan's last update, then evaluates on the test set once.

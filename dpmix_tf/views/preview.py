@@ -1,5 +1,6 @@
 """A picture of one example's views, like the paper's method figure."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ def draw_views(
     seed: int,
     path: str | Path,
 ) -> None:
-    """Draws the example, its base views and its mixed views, labels under them.
+    """Draws the example, its base, synthetic and mixed views, labels under them.
 
     Args:
       make_views: makes the views.
@@ -38,25 +39,28 @@ def draw_views(
 
     key = randomness.derive(seed, "views")
     one_hot = np.eye(len(class_names), dtype=np.float32)[label]
-    views, labels = make_views.one_example(image, one_hot, key)
-    base = make_views.base
+    everything = dataclasses.replace(make_views, only_mixed=False)
+    views, labels = everything.one_example(image, one_hot, key)
+    base, partners = make_views.base, make_views.base + make_views.synthetic
+    numbered = [f"{i}: {_label(labels[i], class_names)}" for i in range(partners)]
     groups = [
         ("the example", [as_float(image)], [class_names[label]]),
-        (
-            f"{base} base views ({make_views.augment})",
-            views[:base],
-            [f"{index}: {_label(labels[index], class_names)}" for index in range(base)],
-        ),
+        (f"{base} base views ({make_views.augment})", views[:base], numbered[:base]),
     ]
+    if make_views.synthetic:
+        title = f"{make_views.synthetic} synthetic views, from the public pool"
+        groups.append((title, views[base:partners], numbered[base:]))
     if make_views.mixed:
         first, second, lam = make_views.pairs(key)
         captions = [
             f"{weight:.2f} x view {u}\n+ {1 - weight:.2f} x view {v}\n"
-            + _label(one, class_names)
-            for u, v, weight, one in zip(first, second, lam, labels[base:], strict=True)
+            + _label(soft, class_names)
+            for u, v, weight, soft in zip(
+                first, second, lam, labels[partners:], strict=True
+            )
         ]
         title = f"{make_views.mixed} mixed views (alpha = {make_views.alpha:g})"
-        groups.append((title, views[base:], captions))
+        groups.append((title, views[partners:], captions))
     heights = [math.ceil(len(images) / _COLUMNS) for _, images, _ in groups]
     figure = pyplot.figure(
         figsize=(1.35 * _COLUMNS, 1.75 * sum(heights) + 0.45 * len(groups)),

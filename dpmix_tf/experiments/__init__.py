@@ -1,0 +1,1 @@
+"""Comparisons: arms, epsilons and seeds; tables."""
