@@ -4,9 +4,9 @@
 
 The part after the colon is one of cifar10, cifar100, eurosat, caltech256, sun397 and
 oxford_iiit_pet. Class names are cleaned for the prompts ("/a/airplane_cabin" becomes
-"airplane cabin", "001.ak47" becomes "ak47"); where a name alone would mislead the model,
-its prompt is given here. Prompts are written from the public class names, never by
-looking at the private images. Caltech256 needs --config.data.data_dir=FOLDER, whose
+"airplane cabin", "001.ak47" becomes "ak47"); where a name alone would mislead the
+model, its prompt is given here. Prompts are written from the public class names, never
+by looking at the private images. Caltech256 needs --config.data.data_dir=FOLDER, whose
 subfolders name the classes.
 """
 

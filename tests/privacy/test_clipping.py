@@ -76,7 +76,7 @@ def examples(count, seed=0):
     return images, random.integers(0, 5, count).astype(np.int32)
 
 
-def oracle(model, images, labels, ids, update):
+def oracle(model, images, labels, ids, update, clip=CLIP):
     """Mean over views, clip, sum: one example at a time, clipped with NumPy."""
     variables = [variable.value for variable in model.network.trainable_variables]
     total = [np.zeros(variable.shape, np.float64) for variable in variables]
@@ -96,7 +96,7 @@ def oracle(model, images, labels, ids, update):
         mean = [np.mean(parts, axis=0) for parts in zip(*per_view, strict=True)]
         norm = np.sqrt(sum(np.sum(np.square(part, dtype=np.float64)) for part in mean))
         for index, part in enumerate(mean):
-            total[index] += part * min(1.0, CLIP / norm)
+            total[index] += part * min(1.0, clip / norm)
     return total
 
 
@@ -130,6 +130,16 @@ def test_the_sum_equals_plain_autograd_one_example_at_a_time(build):
         total = model.clipped_gradient_sum(images, labels, ids=ids, update=4)
         length = distance(expected, [np.zeros_like(part) for part in expected])
         assert distance(total, expected) <= 1e-5 * length
+
+
+def test_without_clipping_the_sum_is_that_of_the_views_mean_gradients():
+    # Where every gradient is clipped, adding views up would look like averaging them.
+    images, labels = examples(3)
+    model = model_of(small_convnet(), clip=1e6)
+    expected = oracle(model, images, labels, range(3), update=4, clip=1e6)
+    total = model.clipped_gradient_sum(images, labels, update=4)
+    length = distance(expected, [np.zeros_like(part) for part in expected])
+    assert distance(total, expected) <= 1e-5 * length
 
 
 def test_the_sum_equals_plain_autograd_with_synthetic_views_too():
