@@ -8,7 +8,10 @@ INSTALLED := .venv/.installed
 .PHONY: demo test lint clean
 
 demo: $(INSTALLED)
-	$(RUN) bin/train.py --config=configs/digits.py --workdir=runs/demo
+	$(RUN) bin/train.py --config=configs/digits.py --workdir=runs/demo/first
+	$(RUN) bin/generate_pool.py --config=configs/digits_diff.py
+	$(RUN) bin/experiment.py --config=configs/digits_diff.py --workdir=runs/demo/arms \
+		--arms=dp_sgd,self_aug_16,dp_mix_self,dp_mix_diff --jobs=2
 
 test: $(INSTALLED)
 	$(RUN) -m pytest
