@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dpmix_tf.data import Batch, PoissonBatches
+from dpmix_tf.data import Batch, ExampleSource, PoissonBatches
 from dpmix_tf.errors import BudgetExhaustedError, DPMixError
 from dpmix_tf.models import validate_network
 from dpmix_tf.privacy import PrivacyPlan, randomness
@@ -184,6 +184,7 @@ class DPMixModel(keras.Model):
                     "The batches were drawn by another plan than the model's: "
                     f"{x.plan} against {self.plan}."
                 )
+            self._check_source(x.source)
             batches = x.starting_at(self.updates)
             data, available = batches.dataset(), len(batches)
         elif assume_poisson and isinstance(x, tf.data.Dataset):
@@ -209,6 +210,20 @@ class DPMixModel(keras.Model):
             )
         kwargs.setdefault("shuffle", False)
         return super().fit(data, **kwargs)
+
+    def _check_source(self, source: ExampleSource) -> None:
+        """Refuses examples that the network was not built for."""
+        expected = tuple(self.network.input_shape[1:])
+        if source.image_shape != expected:
+            raise DPMixError(
+                f"The network takes images of shape {expected}; the source's are "
+                f"{source.image_shape}."
+            )
+        if len(source.class_names) > self.num_classes:
+            raise DPMixError(
+                f"The network has {self.num_classes} outputs; the source has "
+                f"{len(source.class_names)} classes."
+            )
 
     def train_step(self, batch):
         """Makes one private update; called by Keras inside a graph."""

@@ -135,6 +135,18 @@ def test_fit_refuses_batches_that_the_plan_did_not_draw(source):
     assert "cannot vouch" in model.statement()
 
 
+def test_fit_refuses_examples_that_the_network_was_not_built_for(source):
+    plan = plan_for(len(source))
+    with pytest.raises(DPMixError, match="5 outputs; the source has 10 classes"):
+        compiled(plan, network=tiny_network(num_classes=5)).fit(
+            PoissonBatches(source, plan)
+        )
+    with pytest.raises(DPMixError, match=r"shape \(8, 8, 3\); the source's are"):
+        compiled(plan, network=tiny_network(input_shape=(8, 8, 3))).fit(
+            PoissonBatches(source, plan)
+        )
+
+
 @pytest.mark.parametrize(
     "argument",
     [
@@ -264,7 +276,7 @@ def test_private_training_learns_to_read_digits(digits):
 
 def test_two_classes_and_soft_labels_work(source):
     images, labels = source.read(np.arange(20))
-    few = ArraySource(images, labels % 2)
+    few = ArraySource(images, labels % 2, ["even", "odd"])
     plan = plan_for(20, batch=5, updates=2)
     model = compiled(plan, network=tiny_network(num_classes=2))
     model.fit(PoissonBatches(few, plan), verbose=0)

@@ -160,7 +160,7 @@ def test_presets_make_the_published_numbers_of_views():
     [
         ({"base": 0}, "base must be"),
         ({"mixed": -1}, "mixed must be"),
-        ({"base": 1, "mixed": 2}, "two different base views"),
+        ({"base": 1, "mixed": 2}, "two different views"),
         ({"alpha": 0.0}, "alpha must be"),
         ({"padding": -1}, "padding must be"),
         ({"augment": "blur"}, "augment must be one of"),
