@@ -4,9 +4,9 @@ r"""How long a private update takes, against the plain step on the same views.
   python benchmarks/step.py --networks=wide_resnet --examples=8 --repeats=9
 
 For each network: a plain, non-private gradient step on one batch of ready-made views
-(the floor), and the private update of each arm, views made inside. The contestants take
-turns, A B C A B C, in one process; medians are compared. A ratio is to the plain step on
-the same number of views; DP-Mix_Diff is also compared with DP-Mix_Self.
+(the floor), and the private update of each arm, views made inside. The contestants
+take turns, A B C A B C, in one process; medians are compared. A ratio is to the plain
+step on the same number of views; DP-Mix_Diff is also compared with DP-Mix_Self.
 """
 
 import json

@@ -35,7 +35,7 @@ _MERGE = flags.DEFINE_list(
 def _main(argv: list[str]) -> None:
     common.require(config=_CONFIG.value)
     from dpmix_tf.data import describe_dataset
-    from dpmix_tf.synthetic import fill, pool
+    from dpmix_tf.synthetic import fill, maintenance
 
     settings = _CONFIG.value.pool.to_dict()
     data = _CONFIG.value.data.to_dict()
@@ -43,10 +43,10 @@ def _main(argv: list[str]) -> None:
         raise DPMixError("Where to? Set it with --config.pool.path=FOLDER.")
     folder = Path(settings["path"])
     if _MERGE.value:
-        pool.merge(_MERGE.value, folder)
+        maintenance.merge(_MERGE.value, folder)
         return _report(folder)
     if _REPAIR.value and folder.exists():
-        removed = pool.repair(folder)
+        removed = maintenance.repair(folder)
         print(f"Removed {len(removed)} broken or changed files. {' '.join(removed)}")
     class_names, image_shape = describe_dataset(
         data["name"],

@@ -2,6 +2,7 @@
 
 from dpmix_tf.training.config import default_config
 from dpmix_tf.training.dp_model import DPMixModel
-from dpmix_tf.training.trainer import Trainer, restore_network
+from dpmix_tf.training.restore import restore_network
+from dpmix_tf.training.trainer import Trainer
 
 __all__ = ["DPMixModel", "Trainer", "default_config", "restore_network"]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.synthetic import SyntheticPool, fill, pool
+from dpmix_tf.synthetic import SyntheticPool, fill, maintenance, pool
 from dpmix_tf.training.config import default_pool
 
 CLASSES = ("cat", "/d/dog house")
@@ -87,7 +87,7 @@ def test_damage_names_the_file_and_repair_removes_it(folder, damage):
     damage(path)
     with pytest.raises(DPMixError, match="20.png.*--repair"):
         SyntheticPool.load(folder)
-    assert pool.repair(folder) == ["cat/20.png"]
+    assert maintenance.repair(folder) == ["cat/20.png"]
     assert len(SyntheticPool.load(folder)) == 5
 
 
@@ -150,16 +150,16 @@ def test_shards_merge_into_what_one_run_would_have_made(tmp_path):
         fill.generate(shard, settings, digits, shape, part, 3)
     sizes = [len(pool.read_manifest(shard)["images"]) for shard in shards]
     assert sum(sizes) == 50 and max(sizes) - min(sizes) <= 1
-    pool.merge(shards, tmp_path / "merged")
+    maintenance.merge(shards, tmp_path / "merged")
     whole, merged = (SyntheticPool.load(tmp_path / x) for x in ("whole", "merged"))
     assert whole.digest == merged.digest
     (tmp_path / "clash" / "0").mkdir(parents=True)
-    pool.merge(shards, tmp_path / "clash")
+    maintenance.merge(shards, tmp_path / "clash")
     buffer = io.BytesIO()
     Image.new("L", (8, 8)).save(buffer, "PNG")
     (shards[0] / "0" / "0.png").write_bytes(buffer.getvalue())
     with pytest.raises(DPMixError, match="clash"):
-        pool.merge(shards, tmp_path / "clash")
+        maintenance.merge(shards, tmp_path / "clash")
 
 
 def test_generating_again_makes_only_what_is_missing(tmp_path):

@@ -142,6 +142,13 @@ def interrupted_after(workdir, updates):
         trainer.run()
 
 
+def resumes_at(workdir):
+    """The update after which the same command goes on."""
+    trainer = Trainer(small_config(), workdir)
+    trainer.workdir.close()
+    return trainer.model.updates
+
+
 def last_arrays(workdir):
     return checkpoints.load_latest(workdir / "checkpoints")[0]
 
@@ -163,7 +170,7 @@ def test_what_was_spent_before_a_crash_stays_on_record(tmp_path):
     assert read(tmp_path, "privacy.json")["updates"] == 6
     resumed = Trainer(small_config(), tmp_path)
     assert resumed.model.updates == 4
-    resumed._write_privacy()
+    resumed.workdir.write_privacy(resumed.model)
     assert read(tmp_path, "privacy.json")["updates"] == 6
 
 
@@ -171,11 +178,12 @@ def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(tmp_path, caplo
     interrupted_after(tmp_path, 6)
     newest = tmp_path / "checkpoints" / "update_000000004.npz"
     data = bytearray(newest.read_bytes())
-    data[len(data) // 2] ^= 0xFF
+    weights = checkpoints.load_latest(tmp_path / "checkpoints")[0]["network/0"]
+    data[data.find(weights.tobytes()) + 5] ^= 0x01
     newest.write_bytes(data)
-    assert Trainer(small_config(), tmp_path).model.updates == 2
+    assert resumes_at(tmp_path) == 2
     newest.write_bytes(data[:100])
-    assert Trainer(small_config(), tmp_path).model.updates == 2
+    assert resumes_at(tmp_path) == 2
     for path in (tmp_path / "checkpoints").iterdir():
         path.write_bytes(b"")
     with pytest.raises(DPMixError, match="Every checkpoint"):
@@ -223,6 +231,23 @@ def test_mistakes_are_refused_before_any_update(tmp_path, change, words):
     with pytest.raises(DPMixError, match=words):
         Trainer(config, tmp_path)
     assert not (tmp_path / "privacy.json").exists()
+    Trainer(small_config(), tmp_path)  # the corrected command is not refused
+
+
+def test_spent_budget_without_checkpoints_is_not_spent_again(tmp_path):
+    interrupted_after(tmp_path, 4)
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.unlink()
+    with pytest.raises(DPMixError, match="its checkpoints are gone"):
+        Trainer(small_config(), tmp_path)
+
+
+def test_a_workdir_is_held_from_the_moment_it_is_opened(tmp_path):
+    first = Trainer(small_config(), tmp_path)
+    with pytest.raises(DPMixError, match="Another process is training"):
+        Trainer(small_config(), tmp_path)
+    first.workdir.close()
+    Trainer(small_config(), tmp_path)
 
 
 def command(workdir, *more):

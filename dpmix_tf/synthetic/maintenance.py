@@ -1,0 +1,78 @@
+"""Pools that are damaged, or come in parts."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import write_atomic, write_text_atomic
+from dpmix_tf.synthetic.pool import MANIFEST, PoolWriter, decode, read_manifest
+
+
+def repair(folder: str | Path) -> list[str]:
+    """Removes what is broken and gathers the manifest anew from what is left.
+
+    Args:
+      folder: the pool.
+
+    Returns:
+      The files removed; generate again to replace them.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    digests = {entry["file"]: entry["sha256"] for entry in manifest["images"]}
+    removed = []
+    for path in sorted(folder.glob("*/*")):
+        name = f"{path.parent.name}/{path.name}"
+        try:
+            data = path.read_bytes()
+            decode(data, path, manifest["image_shape"])
+            if digests.get(name, "") in ("", hashlib.sha256(data).hexdigest()):
+                continue
+        except DPMixError:
+            pass
+        path.unlink()
+        removed.append(name)
+    kept = [e for e in manifest["images"] if (folder / e["file"]).exists()]
+    write_text_atomic(
+        folder / MANIFEST, json.dumps({**manifest, "images": kept}, indent=1) + "\n"
+    )
+    return removed
+
+
+def merge(folders: Sequence[str | Path], output: str | Path) -> None:
+    """Merges pools of the same classes and size, such as the shards of one.
+
+    Args:
+      folders: the pools; an image that several hold must be the same in all.
+      output: the merged pool; may be one of them or new.
+
+    Raises:
+      DPMixError: classes, sizes or generators differ, or two images clash.
+    """
+    first = read_manifest(Path(folders[0]))
+    writer = PoolWriter(
+        output,
+        class_names=first["class_names"],
+        image_shape=first["image_shape"],
+        generator=first["generator"],
+    )
+    for folder in map(Path, folders):
+        manifest = read_manifest(folder)
+        for key in ("class_names", "image_shape", "generator"):
+            if manifest[key] != first[key]:
+                raise DPMixError(
+                    f"{folder} and {folders[0]} do not merge: {key} is "
+                    f"{manifest[key]} and {first[key]}."
+                )
+        for path in sorted(folder.glob("*/*.png")):
+            target = writer.folder / path.parent.name / path.name
+            if target.exists():
+                if target.read_bytes() != path.read_bytes():
+                    raise DPMixError(f"{path} and {target} differ: pools clash.")
+                continue
+            with open(path, "rb") as source:
+                write_atomic(target, lambda file, s=source: shutil.copyfileobj(s, file))
+    writer.finish()

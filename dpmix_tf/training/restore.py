@@ -1,0 +1,97 @@
+"""From a checkpoint back to a model, or to its network alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.models import build_network
+from dpmix_tf.training.checkpoints import load_latest
+from dpmix_tf.training.dp_model import DPMixModel
+from dpmix_tf.training.workdir import differences
+
+
+def restore_model(
+    model: DPMixModel, arrays: dict[str, np.ndarray], metadata: dict[str, Any]
+) -> None:
+    """Puts a checkpoint's weights, optimizer state, averages and count into a model.
+
+    Args:
+      model: built and compiled as when the checkpoint was written.
+      arrays: from load_latest.
+      metadata: from load_latest.
+
+    Raises:
+      DPMixError: another plan, pool or network.
+    """
+    pool = model.views.pool
+    if metadata["pool_digest"] != (pool.digest if pool else None):
+        raise DPMixError(
+            "The pool of synthetic images has changed since the checkpoint was made. "
+            "Put the old one back, or use another --workdir."
+        )
+    if metadata["plan"] != model.plan.to_dict():
+        raise DPMixError(
+            "The checkpoint was made under another plan:\n"
+            + "\n".join(
+                f"  {line}"
+                for line in differences(metadata["plan"], model.plan.to_dict())
+            )
+            + "\nUse another --workdir; mixing plans would make epsilon wrong."
+        )
+    for group, variables in model.state().items():
+        _assign(group, variables, arrays)
+
+
+def restore_network(
+    workdir: str | Path, *, weights: str = "ema"
+) -> tuple[keras.Model, dict[str, Any]]:
+    """Loads the network of a run's newest checkpoint; needs no training data.
+
+    Args:
+      workdir: of a run.
+      weights: "ema" for the averaged weights, "raw" for the last update's.
+
+    Returns:
+      The network, float images in [0, 1] -> logits; the checkpoint's metadata
+      (class_names, image_shape, updates, plan) without its secret seed.
+
+    Raises:
+      DPMixError: no run, or no whole checkpoint.
+    """
+    if weights not in ("ema", "raw"):
+        raise DPMixError(f"weights must be 'ema' or 'raw', received: {weights!r}.")
+    workdir = Path(workdir)
+    saved = load_latest(workdir / "checkpoints")
+    if saved is None:
+        raise DPMixError(
+            f"{workdir} holds no checkpoint. Expected the --workdir of a training run."
+        )
+    arrays, metadata = saved
+    config = json.loads((workdir / "config.json").read_text())
+    arguments = dict(config["network"])
+    network = build_network(
+        arguments.pop("name"),
+        input_shape=tuple(metadata["image_shape"]),
+        num_classes=len(metadata["class_names"]),
+        arguments=arguments,
+    )
+    _assign("network", network.variables, arrays)
+    if weights == "ema":
+        _assign("average", network.trainable_variables, arrays)
+    del metadata["seed"]
+    return network, metadata
+
+
+def _assign(group: str, variables, arrays: dict[str, np.ndarray]) -> None:
+    for index, variable in enumerate(variables):
+        name = f"{group}/{index}"
+        if name not in arrays or arrays[name].shape != tuple(variable.shape):
+            raise DPMixError(
+                f"The checkpoint does not fit this network: {name} should have shape "
+                f"{tuple(variable.shape)}. It was written by another version or config."
+            )
+        variable.assign(arrays[name])

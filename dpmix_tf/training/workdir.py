@@ -1,0 +1,169 @@
+"""The folder of one run: its lock, its configuration, what it spent, its metrics."""
+
+import fcntl
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import write_atomic, write_text_atomic
+from dpmix_tf.training.dp_model import DPMixModel
+
+
+class WorkDir:
+    """A work directory, held by one process at a time from the moment it is opened.
+
+    Args:
+      path: made if missing.
+      config: the run's; a run of another configuration in the folder is refused.
+
+    Raises:
+      DPMixError: another process holds the folder, it cannot be written to, or it holds
+        a run of another configuration.
+    """
+
+    def __init__(self, path: str | Path, config: ConfigDict):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.chmod(0o700)
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115, held open
+        except OSError as error:
+            raise DPMixError(
+                f"Cannot write to the workdir {self.path}: {error.strerror}. Choose "
+                "another with --workdir."
+            ) from error
+        try:
+            # Held until `close`, or until the process ends, however it ends.
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise DPMixError(
+                f"Another process is training in {self.path}. Wait for it, or use "
+                "another --workdir."
+            ) from error
+        self._config = json.loads(config.to_json())
+        try:
+            self._refuse_another_config()
+        except DPMixError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Lets other processes in."""
+        self._lock.close()
+
+    def _refuse_another_config(self) -> None:
+        path = self.path / "config.json"
+        if not path.exists():
+            return
+        lines = differences(json.loads(path.read_text()), self._config)
+        if lines:
+            raise DPMixError(
+                f"{self.path} holds a run with another configuration:\n"
+                + "\n".join(f"  {line}" for line in lines)
+                + "\nUse another --workdir, or the same settings to resume."
+            )
+
+    def write_config(self) -> None:
+        """Writes config.json: once everything in it has proved to be usable."""
+        # A seed chosen by the user is in it.
+        text = json.dumps(self._config, indent=2) + "\n"
+        write_atomic(
+            self.path / "config.json",
+            lambda file: file.write(text.encode()),
+            private=True,
+        )
+
+    def spent_updates(self) -> int:
+        """Updates on record in privacy.json; 0 where there is none."""
+        path = self.path / "privacy.json"
+        if not path.exists():
+            return 0
+        return int(json.loads(path.read_text())["updates"])
+
+    def write_privacy(self, model: DPMixModel) -> None:
+        """Writes privacy.json, before anything else that the updates changed.
+
+        After a crash the run repeats updates it had made, draw for draw; until it has
+        caught up, what had been spent stands.
+        """
+        plan = model.plan
+        updates = max(model.updates, self.spent_updates())
+        epsilon = plan.epsilon(updates)
+        spent = {
+            "epsilon": epsilon if math.isfinite(epsilon) else None,
+            "delta": plan.delta,
+            "noise_multiplier": plan.noise_multiplier,
+            "clip_norm": plan.clip_norm,
+            "sampling_probability": plan.sampling_probability,
+            "num_examples": plan.num_examples,
+            "expected_batch_size": plan.expected_batch_size,
+            "updates": updates,
+            "planned_updates": plan.updates,
+            "accountant": plan.accountant,
+            "seed_chosen_by_user": self._config["seed"] is not None,
+            "statement": model.statement(updates),
+        }
+        write_text_atomic(
+            self.path / "privacy.json", json.dumps(spent, indent=2) + "\n"
+        )
+
+
+class Metrics:
+    """metrics.jsonl and TensorBoard. Holds nothing un-noised unless asked to."""
+
+    def __init__(self, workdir: Path, keep_until: int):
+        self._path = workdir / "metrics.jsonl"
+        self._writer = tf.summary.create_file_writer(str(workdir / "tensorboard"))
+        events = []
+        if self._path.exists():
+            lines = self._path.read_text().splitlines()
+            events = [json.loads(line) for line in lines if line.endswith("}")]
+        # A resumed run writes again what came after its checkpoint.
+        self._events = [event for event in events if event["updates"] <= keep_until]
+        last = self._events[-1] if self._events else {}
+        self.final = last if last.get("event") == "final" else None
+
+    def write(
+        self, kind: str, model: DPMixModel, values: dict[str, float]
+    ) -> dict[str, Any]:
+        """Appends one event and returns it."""
+        epsilon = model.epsilon
+        event = {
+            "event": kind,
+            "updates": model.updates,
+            "epsilon": epsilon if math.isfinite(epsilon) else None,
+            "delta": model.plan.delta,
+            **values,
+        }
+        self._events.append(event)
+        text = "".join(json.dumps(one) + "\n" for one in self._events)
+        write_text_atomic(self._path, text)
+        with self._writer.as_default(step=model.updates):
+            tf.summary.scalar("privacy/epsilon", epsilon)
+            for name, value in values.items():
+                part, _, rest = name.partition("_")
+                tf.summary.scalar(f"{part}/{rest}", value)
+        self._writer.flush()
+        return event
+
+
+def differences(theirs: dict, mine: dict, prefix: str = "") -> list[str]:
+    """Lines of what differs; `run` and where data and pool lie may."""
+    lines = []
+    for key in sorted(theirs.keys() | mine.keys()):
+        name = prefix + key
+        if name in ("run", "data.data_dir", "pool"):
+            continue
+        old, new = theirs.get(key), mine.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, name + ".")
+        elif old != new:
+            lines.append(f"{name}: {old!r} there, {new!r} here")
+    return lines
