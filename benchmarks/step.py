@@ -19,6 +19,7 @@ import tensorflow as tf
 from absl import app, flags
 
 from dpmix_tf import views
+from dpmix_tf.data import Batch
 from dpmix_tf.models import convnet, wide_resnet
 from dpmix_tf.privacy import PrivacyPlan
 from dpmix_tf.synthetic import SyntheticPool
@@ -74,8 +75,8 @@ def private_step(network, make_views, examples):
     random = np.random.default_rng(0)
     shape = (examples, *network.input_shape[1:])
     images = tf.constant(random.integers(0, 256, shape, dtype=np.uint8))
-    labels = tf.range(examples) % 10
-    step = tf.function(lambda: model.train_step((images, labels)))
+    batch = Batch(images, tf.range(examples) % 10, tf.range(examples, dtype=tf.int64))
+    step = tf.function(lambda: model.train_step(batch))
     return lambda: int(step()["updates"])
 
 

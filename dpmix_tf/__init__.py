@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dpmix_tf.data import ArraySource, ImageFolderSource, PoissonBatches
     from dpmix_tf.errors import BudgetExhaustedError, DPMixError
     from dpmix_tf.privacy import PrivacyPlan
+    from dpmix_tf.synthetic import SyntheticPool
     from dpmix_tf.training import DPMixModel, Trainer, default_config
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ _HOME = {
     "ImageFolderSource": "data",
     "PoissonBatches": "data",
     "PrivacyPlan": "privacy",
+    "SyntheticPool": "synthetic",
     "Trainer": "training",
     "default_config": "training",
 }
@@ -45,6 +47,7 @@ __all__ = [
     "ImageFolderSource",
     "PoissonBatches",
     "PrivacyPlan",
+    "SyntheticPool",
     "Trainer",
     "data",
     "default_config",

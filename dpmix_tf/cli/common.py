@@ -55,7 +55,7 @@ def run(main: Callable[[list[str]], None], module: ModuleType | object) -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt as stop:
-            print(f"\n{stop or 'Interrupted.'}", file=sys.stderr)
+            print(f"\n{str(stop) or 'Interrupted.'}", file=sys.stderr)
             sys.exit(130)
 
     app.run(guarded, flags_parser=_parse)
@@ -63,6 +63,7 @@ def run(main: Callable[[list[str]], None], module: ModuleType | object) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """Parses flags; ml_collections reports a mistyped field as a bare exception."""
+    argv = _joined(argv)
     fields = [part for part in argv[1:] if part.startswith("--config")]
     try:
         for field in fields:
@@ -77,8 +78,25 @@ def _parse(argv: list[str]) -> list[str]:
         text = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")
         print(
             f"error: the configuration is not accepted: {text}\n"
-            f"It was given by: {' '.join(fields)}\n"
+            f"It was given by: {' '.join(f for f in fields if '.seed' not in f)}\n"
             "Fields and their defaults are in dpmix_tf/training/config.py.",
             file=sys.stderr,
         )
         sys.exit(2)
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """Writes `--config path` as `--config=path`; absl takes either."""
+    joined: list[str] = []
+    for part in argv:
+        last = joined[-1] if joined else ""
+        if last.startswith("--config") and "=" not in last and part[:1] != "-":
+            joined[-1] = f"{last}={part}"
+        else:
+            joined.append(part)
+    return joined
+
+
+def config_options() -> list[str]:
+    """The --config options of this command, to hand on to another."""
+    return [part for part in _joined(sys.argv) if part.startswith("--config")]

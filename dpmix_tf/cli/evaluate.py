@@ -36,6 +36,11 @@ def _main(argv: list[str]) -> None:
             config = json.loads((workdir / "config.json").read_text())
             config["data"]["data_dir"] = _DATA_DIR.value or config["data"]["data_dir"]
             dataset = load_dataset(**config["data"])
+            if list(dataset.class_names) != metadata["class_names"]:
+                raise DPMixError(
+                    f"The model's classes are {metadata['class_names']}, the data's "
+                    f"{list(dataset.class_names)}."
+                )
             source = getattr(dataset, _SPLIT.value)
             if source is None:
                 raise DPMixError(

@@ -35,7 +35,7 @@ def _main(argv: list[str]) -> None:
         raise DPMixError(f"--epsilons takes numbers, as 1,2,4: {error}.") from error
     runs = comparison.grid(_ARMS.value, epsilons, _SEEDS.value)
     root = Path(_WORKDIR.value)
-    options = [part for part in sys.argv[1:] if part.startswith("--config")]
+    options = common.config_options()
     finals = comparison.train_all(runs, root, options, _JOBS.value)
     averaged = comparison.table(finals, "test_accuracy_ema")
     last = comparison.table(finals, "test_accuracy")

@@ -7,6 +7,7 @@ python bin/privacy.py --num_examples=50000 --delta=1e-5 \
 """
 
 import json
+import math
 import sys
 import warnings
 
@@ -14,7 +15,9 @@ from absl import flags
 
 from dpmix_tf.cli import common
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import write_atomic
 from dpmix_tf.privacy import PrivacyPlan, accounting
+from dpmix_tf.privacy.plan import round_up
 
 _NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "Training examples, N.")
 _DELTA = flags.DEFINE_float("delta", None, "Delta; well below 1 / num_examples.")
@@ -41,13 +44,13 @@ def _main(argv: list[str]) -> None:
     if _FORMAT.value == "json":
         answer = plan.to_dict() | {
             "sampling_probability": plan.sampling_probability,
-            "epsilon": plan.epsilon() if plan.noise_multiplier else None,
+            "epsilon": plan.epsilon() if math.isfinite(plan.epsilon()) else None,
             "statement": plan.statement(),
         }
         print(json.dumps(answer, indent=2))
     else:
         for name, value in (
-            ("epsilon", f"{plan.epsilon():.4f}"),
+            ("epsilon", round_up(plan.epsilon())),
             ("delta", f"{plan.delta:g}"),
             ("noise multiplier", f"{plan.noise_multiplier:.4f}"),
             ("updates", f"{plan.updates:,}"),
@@ -145,7 +148,7 @@ def draw_curve(plan: PrivacyPlan, path: str) -> None:
     )
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    write_atomic(path, lambda file: figure.savefig(file, dpi=120, format="png"))
     print(f"\nPicture written to {path}")
 
 

@@ -13,13 +13,14 @@ from dpmix_tf.cli import common
 
 _CONFIG = common.define_config()
 _WORKDIR = common.define_workdir(
-    "Folder for checkpoints (secret: they hold the seed), metrics.jsonl, privacy.json "
-    "and TensorBoard events. Made if missing."
+    "Folder for checkpoints and config.json (secret: they hold the seed), "
+    "privacy.json, metrics.jsonl and TensorBoard events. Made if missing."
 )
 
 
 def _main(argv: list[str]) -> None:
     common.require(config=_CONFIG.value, workdir=_WORKDIR.value)
+    from dpmix_tf.privacy.plan import round_up
     from dpmix_tf.training import Trainer
 
     trainer = Trainer(_CONFIG.value, _WORKDIR.value)
@@ -28,13 +29,14 @@ def _main(argv: list[str]) -> None:
     spent = json.loads((workdir / "privacy.json").read_text())
     print(f"\n{spent['statement']}\n")
     if spent["epsilon"] is not None:
-        print(f"epsilon            {spent['epsilon']:.4f}")
+        print(f"epsilon            {round_up(spent['epsilon'])}")
         print(f"delta              {spent['delta']:g}")
     print(f"test accuracy      {result['test_accuracy']:.4f}")
     print(f"test accuracy, EMA {result['test_accuracy_ema']:.4f}")
     print(f"\nWritten to {workdir}:")
     print("  privacy.json   what was spent      metrics.jsonl  accuracy by update")
     print("  checkpoints/   SECRET: the seed    tensorboard/   the same as curves")
+    print("  config.json    SECRET where it sets the seed")
     print("Next:")
     print(f"  python bin/evaluate.py --workdir={workdir}")
     print(f"  python bin/predict.py --workdir={workdir} image.png ...")

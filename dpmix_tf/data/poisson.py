@@ -99,7 +99,7 @@ class PoissonBatches:
 
     def dataset(self) -> tf.data.Dataset:
         """Returns a finite, prefetched tf.data.Dataset of Batch, batch axes None."""
-        source = self.source
+        source, classes = self.source, len(self.source.class_names)
         spec = Batch(
             images=tf.TensorSpec([None, *source.image_shape], source.image_dtype),
             labels=tf.TensorSpec([None], tf.int32),
@@ -109,6 +109,11 @@ class PoissonBatches:
         def load(update):
             ids = self.indices(int(update))
             images, labels = source.read(ids)
+            if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+                raise DPMixError(
+                    f"The source has {classes} classes and gave labels from "
+                    f"{labels.min()} to {labels.max()}."
+                )
             return images, labels.astype(np.int32), ids
 
         def to_batch(update):

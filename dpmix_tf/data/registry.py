@@ -107,6 +107,8 @@ def load_dataset(
             "validation_fraction must be at least 0 and below 1, received: "
             f"{validation_fraction}."
         )
+    if channels not in (None, 1, 3):
+        raise DPMixError(f"channels must be 1 (grey) or 3 (RGB), received: {channels}.")
     if name == "digits":
         train, test = _digits()
     elif name in _TFDS:
@@ -202,6 +204,11 @@ def _folder(
         test.check()
         train.check()
         return train, test
+    if (folder / "train").is_dir():
+        raise DPMixError(
+            f"{folder} holds train/ and no test/. Name the test folder test/, or give "
+            "the folder whose subfolders are the classes."
+        )
     everything = ImageFolderSource(folder, shape)
     everything.check()
     train_part, test_part = _cut(everything, 0.2)

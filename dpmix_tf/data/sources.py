@@ -1,6 +1,7 @@
 """ExampleSource: private examples by index, from arrays, TFDS or image folders."""
 
 import abc
+import hashlib
 from collections.abc import Sequence
 from concurrent import futures
 from pathlib import Path
@@ -51,6 +52,14 @@ class ExampleSource(abc.ABC):
           images [n,H,W,C] of image_dtype; labels, int32 [n].
         """
 
+    def fingerprint(self) -> str:
+        """SHA-256 that tells this data from other data; reads few examples or none.
+
+        A resumed run repeats noise it has used before, which is safe only on the very
+        same examples.
+        """
+        return _digest(self.class_names, self.image_shape, len(self))
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> "ExampleSource":
         """Returns a source of the examples at `indices`, renumbered from 0."""
         return _Subset(self, np.asarray(indices, np.int64))
@@ -69,6 +78,9 @@ class _Subset(ExampleSource):
 
     def read(self, indices):
         return self._parent.read(self._indices[np.asarray(indices, np.int64)])
+
+    def fingerprint(self) -> str:
+        return _digest(self._parent.fingerprint(), self._indices.tobytes())
 
 
 class ArraySource(ExampleSource):
@@ -130,6 +142,12 @@ class ArraySource(ExampleSource):
     def read(self, indices):
         """Copies rows out of the arrays."""
         return np.asarray(self._images[indices]), self._labels[indices]
+
+    def fingerprint(self) -> str:
+        """Covers all labels and up to a hundred images."""
+        step = max(1, len(self) // 100)
+        some = np.asarray(self._images[::step]).tobytes()
+        return _digest(super().fingerprint(), self._labels.tobytes(), some)
 
 
 class _DecodedSource(ExampleSource):
@@ -211,6 +229,14 @@ class ImageFolderSource(_DecodedSource):
         path, label = self._files[index]
         return read_image(path, self.image_shape), label
 
+    def fingerprint(self) -> str:
+        """Covers the names and sizes of all files."""
+        files = [
+            (path.parent.name, path.name, path.stat().st_size, label)
+            for path, label in self._files
+        ]
+        return _digest(super().fingerprint(), files)
+
     def check(self) -> None:
         """Decodes every image once, so that a broken one is named before training.
 
@@ -257,6 +283,10 @@ class TfdsSource(_DecodedSource):
             pixels = image[..., 0] if image.shape[-1] == 1 else image
             image = fit_image(Image.fromarray(pixels), self.image_shape)
         return image, int(example["label"])
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def ordered_batches(source: ExampleSource, batch_size: int) -> tf.data.Dataset:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import write_text_atomic
 
 # What each arm changes in `config.views`; base augmentation and the rest stay the
 # config's.
@@ -72,8 +73,10 @@ def train_all(
       The final event of each run.
 
     Raises:
-      DPMixError: a run failed; says which, and what it said last.
+      DPMixError: the folder holds runs of other options; or a run failed: says which,
+        and what it said last.
     """
+    _refuse_other_options(root, options)
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     environment = dict(os.environ)
     if jobs > 1:
@@ -81,6 +84,8 @@ def train_all(
             "TF_NUM_INTRAOP_THREADS": threads,
             "TF_NUM_INTEROP_THREADS": threads,
         }
+
+    running: list[subprocess.Popen] = []
 
     def train(run: Run) -> dict[str, Any]:
         workdir = run.workdir(root)
@@ -100,16 +105,19 @@ def train_all(
             f"--config.seed={run.seed}",
             f"--workdir={workdir}",
         ]
-        done = subprocess.run(
+        with subprocess.Popen(
             command,
-            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
             env=environment,
-            stdin=subprocess.DEVNULL,
-        )
+        ) as process:
+            running.append(process)
+            _, said = process.communicate()
         final = final_event(workdir)
-        if done.returncode or final is None:
-            raise DPMixError(f"The run in {workdir} failed:\n{done.stderr[-1500:]}")
+        if process.returncode or final is None:
+            raise DPMixError(f"The run in {workdir} failed:\n{said[-1500:]}")
         return final
 
     finals: dict[Run, dict[str, Any]] = {}
@@ -129,8 +137,25 @@ def train_all(
                 bar.update()
         except BaseException:
             pool.shutdown(cancel_futures=True, wait=False)
+            for process in running:  # they write a checkpoint and go
+                process.terminate()
             raise
     return finals
+
+
+def _refuse_other_options(root: Path, options: Sequence[str]) -> None:
+    """Finished runs are taken as they are, so all must come from one configuration."""
+    path = root / "options.json"
+    if path.exists():
+        there = json.loads(path.read_text())
+        if there != list(options):
+            raise DPMixError(
+                f"{root} holds runs made with\n  {' '.join(there)}\nand not with\n"
+                f"  {' '.join(options)}\nUse another --workdir, or the same options."
+            )
+    else:
+        root.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(path, json.dumps(list(options)))
 
 
 def final_event(workdir: Path) -> dict[str, Any] | None:

@@ -72,15 +72,11 @@ class GaussianMechanism:
 
     def __init__(self, plan: PrivacyPlan, seed: int):
         """Keeps the plan's numbers and the noise stream of the run's secret seed."""
-        # The seed lives in a variable, not in a constant: graphs get written to
-        # TensorBoard and SavedModels, variables of this object do not.
-        self._seed = tf.Variable(
-            randomness.derive(seed, "noise"), trainable=False, name="noise_seed"
-        )
+        self._stream = randomness.Stream(seed, "noise")
         self._query = SeededGaussianSumQuery(
             l2_norm_clip=plan.clip_norm,
             stddev=plan.noise_multiplier * plan.clip_norm,
-            seed=self._seed,
+            seed=self._stream.seed,
         )
         self.clip_norm = self._query.derive_sample_params(
             self._query.initial_global_state()

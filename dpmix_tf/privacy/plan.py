@@ -169,6 +169,7 @@ class PrivacyPlan:
         *,
         assume_poisson: bool = False,
         public_pool: bool = False,
+        seed_chosen: bool = False,
     ) -> str:
         """Says in plain words what the guarantee is, assumes and does not cover.
 
@@ -177,15 +178,23 @@ class PrivacyPlan:
           assume_poisson: the batches came from the user, who says that they were
             Poisson-sampled; the statement then says that nobody checked.
           public_pool: synthetic images were mixed in.
+          seed_chosen: the user chose the seed.
         """
         updates = self.updates if updates is None else int(updates)
         epsilon = self.epsilon(updates)
+        if math.isinf(epsilon) and self.noise_multiplier > 0:
+            return (
+                "This training run has NO stated guarantee: the "
+                f"{self.accountant.upper()} accountant gives no finite epsilon at "
+                f"delta = {self.delta:g}. Use a larger delta, more noise or the other "
+                "accountant."
+            )
         if math.isinf(epsilon):
             return (
                 "This training run is NOT differentially private: it adds no noise "
                 "(noise_multiplier = 0). Use it for comparison only."
             )
-        shown = f"{math.ceil(epsilon * 1000) / 1000:g}"  # never rounded down
+        shown = round_up(epsilon)
         sampling = (
             "The batches were supplied by the user, who states that they were drawn by "
             "Poisson sampling; dpmix_tf did not draw them and cannot vouch for it."
@@ -212,6 +221,12 @@ class PrivacyPlan:
                 if public_pool
                 else ""
             )
+            + (
+                " The seed was chosen by the user: it must be random, secret and used "
+                "for this run alone; two runs with one seed share their noise."
+                if seed_chosen
+                else ""
+            )
             + "\n"
             "It does not cover: hyperparameters chosen by looking at the same data; "
             "numbers computed without noise, such as training loss or validation "
@@ -225,8 +240,14 @@ class PrivacyPlan:
         return dataclasses.asdict(self)
 
 
+def round_up(epsilon: float) -> str:
+    """Epsilon with three decimals, never rounded down."""
+    return f"{math.ceil(epsilon * 1000) / 1000:.3f}"
+
+
 def _check_whole(name: str, value: Any, *, at_least: int) -> None:
-    if isinstance(value, bool) or not float(value).is_integer() or value < at_least:
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < at_least:
         raise DPMixError(
             f"{name} must be a whole number, {at_least} or more, received: {value!r}."
         )

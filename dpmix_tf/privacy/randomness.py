@@ -52,6 +52,22 @@ def derive(seed: int, purpose: str) -> np.ndarray:
     return np.frombuffer(digest[:16], dtype="<i8").astype(np.int64)
 
 
+class Stream:
+    """One stream's seed, in a variable.
+
+    Graphs get written to TensorBoard and SavedModels, and constants with them; a
+    variable of a plain object is written nowhere.
+
+    Attributes:
+      seed: int64 [2].
+    """
+
+    def __init__(self, seed: int, purpose: str):
+        self.seed = tf.Variable(
+            derive(seed, purpose), trainable=False, name=f"{purpose}_seed"
+        )
+
+
 def fold_in(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
     """Returns the seed of the `number`-th sub-stream of `seed`.
 

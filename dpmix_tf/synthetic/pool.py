@@ -14,6 +14,7 @@ import functools
 import hashlib
 import io
 import json
+import tempfile
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from concurrent import futures
@@ -224,7 +225,7 @@ class SyntheticPool:
             manifest["images"], key=lambda e: (label_of[e["class_name"]], e["seed"])
         )
         _check_files(folder, names, {entry["file"] for entry in entries})
-        images = _empty(folder, (len(entries), *shape))
+        images = _empty((len(entries), *shape))
 
         def read(part: int) -> None:
             for index in range(part, len(entries), _READERS):
@@ -307,7 +308,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from error
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise DPMixError(
-            f"{path} is not a pool's manifest ({error!r}). {_FIX}"
+            f"{path} is not a pool's manifest ({error!r}). Remove it and generate "
+            "again: images that are there are kept."
         ) from error
 
 
@@ -343,7 +345,10 @@ def _seed_of(path: Path) -> tuple[int, str]:
 def _check_files(folder: Path, names: Sequence[str], listed: set[str]) -> None:
     folders = {name: class_folder(folder, name) for name in names}
     there = {
-        f"{own.name}/{path.name}" for own in folders.values() for path in own.glob("*")
+        f"{own.name}/{path.name}"
+        for own in folders.values()
+        for path in own.glob("*")
+        if not path.name.startswith(".")
     }
     lost, unknown = sorted(listed - there), sorted(there - listed)
     if lost or unknown:
@@ -361,11 +366,9 @@ def _check_files(folder: Path, names: Sequence[str], listed: set[str]) -> None:
             )
 
 
-def _empty(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """An array to fill: in memory, or in an unnamed file on the disk."""
+def _empty(shape: tuple[int, ...]) -> np.ndarray:
+    """An array to fill: in memory, or in an unnamed temporary file."""
     if np.prod(shape, dtype=np.int64) <= _IN_MEMORY:
         return np.empty(shape, np.uint8)
-    path = folder / ".images.tmp"
-    array = np.memmap(path, np.uint8, "w+", shape=shape)
-    path.unlink()  # the mapping keeps it; nothing is left behind
-    return array
+    with tempfile.TemporaryFile() as file:  # the mapping keeps it while it lives
+        return np.memmap(file, np.uint8, "w+", shape=shape)

@@ -21,8 +21,14 @@ class ExponentialMovingAverage:
         self._variables = variables
         self.decay = decay
         self.averages = [
-            tf.Variable(variable.value, trainable=False, name=f"average_{index}")
+            keras.Variable(variable.numpy(), trainable=False, name=f"average_{index}")
             for index, variable in enumerate(variables)
+        ]
+
+    def follows(self, variables: list[keras.Variable]) -> bool:
+        """Whether these are still the weights that are averaged."""
+        return [id(variable) for variable in variables] == [
+            id(variable) for variable in self._variables
         ]
 
     def update(self, update: tf.Tensor) -> None:
@@ -31,7 +37,7 @@ class ExponentialMovingAverage:
         decay = tf.minimum(self.decay, (1.0 + step) / (10.0 + step))
         for average, variable in zip(self.averages, self._variables, strict=True):
             weight = tf.cast(1.0 - decay, average.dtype)
-            average.assign_add(weight * (tf.cast(variable, average.dtype) - average))
+            average.assign_add(weight * (variable.value - average.value))
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -68,6 +68,12 @@ class DPMixModel(keras.Model):
             raise DPMixError(f"chunk_size must be 1 or more, received: {chunk_size}.")
         if not 0 <= ema_decay < 1:
             raise DPMixError(f"ema_decay must be in [0, 1), received: {ema_decay}.")
+        if network.compute_dtype != "float32":
+            raise DPMixError(
+                f"The network computes in {network.compute_dtype}; gradients are "
+                "clipped and noised in float32. Build it under the float32 policy."
+            )
+        self.seed_chosen = seed is not None
         seed = randomness.fresh_seed() if seed is None else seed
         self.network = network
         self.plan = plan
@@ -77,11 +83,18 @@ class DPMixModel(keras.Model):
         self.assume_poisson = False
         self.num_classes = int(network.output_shape[-1])
         self._mechanism = GaussianMechanism(plan, seed)
-        self._view_seed = tf.Variable(
-            randomness.derive(seed, "views"), trainable=False, name="view_seed"
+        self._view_stream = randomness.Stream(seed, "views")
+        # Keras weights, so that save_weights and load_weights carry them: a model that
+        # came back with its count at zero would report too small an epsilon.
+        self._updates = self.add_weight(
+            name="updates",
+            shape=(),
+            dtype="int64",
+            initializer="zeros",
+            trainable=False,
         )
-        self._updates = tf.Variable(0, trainable=False, dtype=tf.int64, name="updates")
         self.average = ExponentialMovingAverage(network.trainable_variables, ema_decay)
+        self._averages = self.average.averages
         self.built = True
 
     @property
@@ -100,6 +113,7 @@ class DPMixModel(keras.Model):
             self.updates if updates is None else updates,
             assume_poisson=self.assume_poisson,
             public_pool=self.views.synthetic > 0,
+            seed_chosen=self.seed_chosen,
         )
 
     def call(self, images, training=False):
@@ -117,7 +131,8 @@ class DPMixModel(keras.Model):
             CPUs).
 
         Raises:
-          DPMixError: a loss, class weights or gradient accumulation.
+          DPMixError: a loss, class weights, gradient accumulation or loss scaling; or
+            layers that were unfrozen since the model was made.
         """
         refused = {
             "loss": "the loss is the soft-label cross-entropy of the views",
@@ -127,8 +142,19 @@ class DPMixModel(keras.Model):
         for argument, why in refused.items():
             if kwargs.pop(argument, None) is not None:
                 raise DPMixError(f"compile takes no {argument}: {why}.")
+        validate_network(self.network)  # layers may have been unfrozen meanwhile
+        if not self.average.follows(self.network.trainable_variables):
+            raise DPMixError(
+                "Layers were frozen or unfrozen after this DPMixModel was made. Make a "
+                "new one of the network."
+            )
         kwargs.setdefault("jit_compile", False)
         optimizer = keras.optimizers.get(optimizer)
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            raise DPMixError(
+                "A LossScaleOptimizer would divide the noisy gradients by a scale that "
+                "they were never multiplied with. Pass its inner optimizer."
+            )
         if getattr(optimizer, "gradient_accumulation_steps", None):
             raise DPMixError(
                 "gradient_accumulation_steps would apply several noisy gradients as "
@@ -139,6 +165,7 @@ class DPMixModel(keras.Model):
             optimizer=optimizer,
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=metrics,
+            auto_scale_loss=False,
             **kwargs,
         )
         self.optimizer.build(self.network.trainable_variables)
@@ -178,6 +205,11 @@ class DPMixModel(keras.Model):
         if y is not None:
             raise DPMixError("fit takes PoissonBatches(source, plan), not x and y.")
         left = self.plan.updates - self.updates
+        if not self.average.follows(self.network.trainable_variables):
+            raise DPMixError(
+                "Layers were frozen or unfrozen after compile. Make a new DPMixModel "
+                "of the network."
+            )
         if isinstance(x, PoissonBatches):
             if x.plan != self.plan:
                 raise DPMixError(
@@ -189,7 +221,10 @@ class DPMixModel(keras.Model):
             data, available = batches.dataset(), len(batches)
         elif assume_poisson and isinstance(x, tf.data.Dataset):
             self.assume_poisson = True
-            data, available = x, int(x.cardinality())
+            # A data set of unknown length ends with the budget.
+            available = int(x.cardinality())
+            data = x if available >= 0 else x.take(left)
+            available = available if available >= 0 else left
         else:
             raise DPMixError(
                 "fit needs batches that were drawn by the plan's sampler: "
@@ -211,10 +246,17 @@ class DPMixModel(keras.Model):
         kwargs.setdefault("shuffle", False)
         return super().fit(data, **kwargs)
 
+    def train_on_batch(self, *arguments, **settings):
+        """Refused: nobody would have sampled such a batch."""
+        raise DPMixError(
+            "train_on_batch takes a batch that the plan's sampler did not draw. Use "
+            "fit(PoissonBatches(source, plan))."
+        )
+
     def _check_source(self, source: ExampleSource) -> None:
         """Refuses examples that the network was not built for."""
         expected = tuple(self.network.input_shape[1:])
-        if source.image_shape != expected:
+        if tuple(source.image_shape) != expected:
             raise DPMixError(
                 f"The network takes images of shape {expected}; the source's are "
                 f"{source.image_shape}."
@@ -227,12 +269,17 @@ class DPMixModel(keras.Model):
 
     def train_step(self, batch):
         """Makes one private update; called by Keras inside a graph."""
+        if not isinstance(batch, Batch) and not self.assume_poisson:
+            raise DPMixError(
+                "train_step was given a batch that the plan's sampler did not draw. "
+                "Use fit(PoissonBatches(source, plan))."
+            )
         within = tf.debugging.Assert(
-            self._updates < self.plan.updates,
+            self._updates.value < self.plan.updates,
             [f"The plan's {self.plan.updates} updates are spent: training stops here."],
         )
         with tf.control_dependencies([within] if within is not None else []):
-            update = tf.identity(self._updates)
+            update = tf.identity(self._updates.value)
         images, labels, ids = _unpack(batch)
         result = self._clipped_sum(images, labels, ids, update)
         gradients = self._mechanism.noisy_mean(result.total, update)
@@ -277,7 +324,7 @@ class DPMixModel(keras.Model):
     def _clipped_sum(self, images, labels, ids, update) -> ClippedSum:
         """The clipped sum of one batch: see privacy/clipping.py."""
         labels = self._soft_labels(labels)
-        update_seed = randomness.fold_in(self._view_seed, update)
+        update_seed = randomness.fold_in(self._view_stream.seed, update)
         image_shape = self.network.input_shape[1:]
 
         def views_of(position):

@@ -22,6 +22,7 @@ from dpmix_tf.data import (
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import build_network
 from dpmix_tf.privacy import PrivacyPlan, randomness
+from dpmix_tf.privacy.plan import round_up
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training import checkpoints
 from dpmix_tf.training.dp_model import DPMixModel
@@ -117,7 +118,12 @@ class Trainer:
 
     def _set_up(self) -> None:
         config = self.config
-        for name in ("evaluate_every", "checkpoint_every", "keep_checkpoints"):
+        for name in (
+            "evaluate_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "evaluation_batch_size",
+        ):
             if config.run[name] < 1:
                 raise DPMixError(
                     f"run.{name} must be 1 or more, received: {config.run[name]}."
@@ -138,6 +144,12 @@ class Trainer:
             self._seed = randomness.fresh_seed() if config.seed is None else config.seed
         self.model = self._build()
         if saved is not None:
+            if saved[1]["data_fingerprint"] != self.dataset.train.fingerprint():
+                raise DPMixError(
+                    f"The training data has changed since {self.workdir.path} was "
+                    "begun. A resumed run repeats its noise, which is safe only on the "
+                    "same examples: put them back, or use another --workdir."
+                )
             restore_model(self.model, *saved)
             logging.info("Resuming after update %d.", self.model.updates)
         self.workdir.write_config()
@@ -166,6 +178,7 @@ class Trainer:
             ema_decay=self.config.ema_decay,
             private_metrics=self.config.run.private_metrics,
         )
+        model.seed_chosen = self.config.seed is not None
         model.compile(optimizer=make_optimizer(self.config), metrics=["accuracy"])
         return model
 
@@ -182,6 +195,7 @@ class Trainer:
           KeyboardInterrupt: stopped by a signal, after the checkpoint.
           DPMixError: a file cannot be written.
         """
+        self.workdir.refuse_if_closed()
         try:
             return self._run()
         finally:
@@ -220,7 +234,7 @@ class Trainer:
                 )
                 # What will have been spent when the bar next stops, so that it never
                 # shows less than has been.
-                shown["epsilon"] = f"<={plan.epsilon(stop) + 5e-4:.3f}"
+                shown["epsilon"] = f"<={round_up(plan.epsilon(stop))}"
                 bar.set_postfix(shown)
                 history = model.fit(
                     batches,
@@ -229,15 +243,11 @@ class Trainer:
                     callbacks=[each_update],
                 )
                 self.workdir.write_privacy(model)
-                if stopping.received:
-                    self._checkpoint()
-                    raise KeyboardInterrupt(
-                        f"Stopped after update {model.updates} of {plan.updates}; "
-                        "the same command resumes there."
-                    )
-                if stop % run.checkpoint_every == 0 or stop == plan.updates:
-                    self._checkpoint()
-                if stop % run.evaluate_every == 0 or stop == plan.updates:
+                reached = model.updates == stop
+                if reached and stop in (
+                    plan.updates,
+                    _next_multiple(stop - 1, run.evaluate_every),
+                ):
                     event = self._evaluate("validation", self.dataset.validation)
                     event |= {
                         name: values[-1]
@@ -248,6 +258,13 @@ class Trainer:
                     if "validation_accuracy" in event:
                         shown["val_acc"] = f"{event['validation_accuracy']:.4f}"
                         bar.set_postfix(shown)
+                # Last, so that a run that stops before it repeats what it has written.
+                self._checkpoint()
+                if stopping.received:
+                    raise KeyboardInterrupt(
+                        f"Stopped after update {model.updates} of {plan.updates}; "
+                        "the same command resumes there."
+                    )
         event = self._evaluate("test", self.dataset.test)
         return metrics.write("final", model, event)
 
@@ -278,6 +295,7 @@ class Trainer:
             "class_names": self.dataset.class_names,
             "image_shape": self.dataset.image_shape,
             "pool_digest": pool.digest if pool else None,
+            "data_fingerprint": self.dataset.train.fingerprint(),
         }
         checkpoints.save(self.workdir.checkpoints, arrays, metadata)
         checkpoints.prune(self.workdir.checkpoints, self.config.run.keep_checkpoints)

@@ -44,8 +44,8 @@ class WorkDir:
         except BlockingIOError as error:
             self._lock.close()
             raise DPMixError(
-                f"Another process is training in {self.path}. Wait for it, or use "
-                "another --workdir."
+                f"Another process is training in {self.path}, or an earlier Trainer "
+                "of this one holds it. Wait for it, or use another --workdir."
             ) from error
         self._config = json.loads(config.to_json())
         try:
@@ -57,6 +57,13 @@ class WorkDir:
     def close(self) -> None:
         """Lets other processes in."""
         self._lock.close()
+
+    def refuse_if_closed(self) -> None:
+        """Raises DPMixError if another process may be in by now."""
+        if self._lock.closed:
+            raise DPMixError(
+                f"This Trainer has let go of {self.path}. Make a new one to go on."
+            )
 
     def _refuse_another_config(self) -> None:
         path = self.path / "config.json"
@@ -120,7 +127,8 @@ class Metrics:
 
     def __init__(self, workdir: Path, keep_until: int):
         self._path = workdir / "metrics.jsonl"
-        self._writer = tf.summary.create_file_writer(str(workdir / "tensorboard"))
+        self._tensorboard = workdir / "tensorboard"
+        self._writer = None
         events = []
         if self._path.exists():
             lines = self._path.read_text().splitlines()
@@ -145,6 +153,8 @@ class Metrics:
         self._events.append(event)
         text = "".join(json.dumps(one) + "\n" for one in self._events)
         write_text_atomic(self._path, text)
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(str(self._tensorboard))
         with self._writer.as_default(step=model.updates):
             tf.summary.scalar("privacy/epsilon", epsilon)
             for name, value in values.items():
@@ -164,6 +174,8 @@ def differences(theirs: dict, mine: dict, prefix: str = "") -> list[str]:
         old, new = theirs.get(key), mine.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             lines += differences(old, new, name + ".")
+        elif old != new and name == "seed":
+            lines.append("seed: another one there (it is secret and not shown)")
         elif old != new:
             lines.append(f"{name}: {old!r} there, {new!r} here")
     return lines

@@ -1,4 +1,4 @@
-"""ViewMaker: one private example -> K views, all from itself."""
+"""ViewMaker: one private example -> K views, of itself and of public images."""
 
 import dataclasses
 import functools

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dpmix_tf.files import write_atomic
 from dpmix_tf.privacy import randomness
 from dpmix_tf.views.maker import ViewMaker, as_float
 
@@ -78,7 +79,7 @@ def draw_views(
             pixels = np.clip(np.asarray(pixels), 0, 1)
             axis.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=1)
             axis.set_title(caption, y=-0.07, va="top", fontsize=7)
-    figure.savefig(path, dpi=110)
+    write_atomic(path, lambda file: figure.savefig(file, dpi=110, format="png"))
     pyplot.close(figure)
 
 

@@ -112,6 +112,30 @@ def test_folders_without_images_or_classes_are_refused(tmp_path):
         load_dataset("image_folder")
 
 
+def test_train_without_test_is_not_taken_for_a_class(folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("split")
+    (root / "val").mkdir()
+    folder.rename(root / "train")
+    with pytest.raises(DPMixError, match="train/ and no test/"):
+        load_dataset("image_folder", data_dir=str(root))
+
+
+def test_fingerprints_tell_data_apart(folder):
+    one = ArraySource(images(), np.arange(4))
+    others = [
+        ArraySource(images()[::-1].copy(), np.arange(4)),
+        ArraySource(images(), np.arange(4)[::-1]),
+        one.subset([0, 1]),
+        one.subset([1, 0]),
+        ImageFolderSource(folder, (8, 8, 3)),
+    ]
+    prints = [one.fingerprint(), *(other.fingerprint() for other in others)]
+    assert len(set(prints)) == len(prints)
+    assert one.fingerprint() == ArraySource(images(), np.arange(4)).fingerprint()
+    (folder / "cat" / "a.png").rename(folder / "cat" / "z.png")
+    assert ImageFolderSource(folder, (8, 8, 3)).fingerprint() != prints[-1]
+
+
 def test_a_test_folder_with_other_classes_is_refused(folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("split")
     for part, names in (("train", ("cat", "dog")), ("test", ("cat", "cow"))):

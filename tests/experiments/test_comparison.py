@@ -56,7 +56,8 @@ def test_arms_are_trained_tabulated_and_not_repeated(tmp_path):
     finals = comparison.train_all(runs, tmp_path, options, jobs=2)
     assert set(finals) == set(runs)
     assert all(final["updates"] == 2 for final in finals.values())
-    again = comparison.train_all(runs, tmp_path, ["--config=nowhere.py"], jobs=1)
-    assert again == finals
+    assert comparison.train_all(runs, tmp_path, options, jobs=1) == finals
+    with pytest.raises(DPMixError, match="holds runs made with"):
+        comparison.train_all(runs, tmp_path, ["--config=nowhere.py"], jobs=1)
     with pytest.raises(DPMixError, match="failed"):
         comparison.train_all(runs, tmp_path / "x", ["--config=nowhere.py"], jobs=1)

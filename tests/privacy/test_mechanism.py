@@ -96,7 +96,7 @@ def test_fresh_seeds_are_fresh():
 
 def test_the_seed_is_not_written_into_graphs():
     rule = mechanism(seed=123456789)
-    secret = rule._seed.numpy()
+    secret = rule._stream.seed.numpy()
 
     @tf.function
     def step():

@@ -28,6 +28,8 @@ GOOD = dict(
         ("expected_batch_size", 0, "expected_batch_size must be"),
         ("expected_batch_size", 1001, "larger than num_examples"),
         ("updates", 0, "updates must be"),
+        ("updates", 8.0, "updates must be"),
+        ("updates", "10", "updates must be"),
         ("clip_norm", 0.0, "clip_norm must be"),
         ("accountant", "moments", "accountant must be one of"),
     ],
@@ -72,7 +74,16 @@ def test_the_statement_says_guarantee_adjacency_assumptions_and_limits():
     assert "independently with probability 0.1" in text
     assert "hyperparameters" in text and "validation accuracy" in text
     assert "own Poisson sampler" in text
+    assert "used for this run alone" in plan.statement(4, seed_chosen=True)
     assert "cannot vouch" in plan.statement(4, assume_poisson=True)
+
+
+def test_an_epsilon_that_cannot_be_computed_is_no_guarantee():
+    plan = PrivacyPlan.for_noise(
+        **{**GOOD, "accountant": "pld", "delta": 1e-18, "noise_multiplier": 1.0}
+    )
+    assert plan.epsilon() == float("inf")
+    assert "NO stated guarantee" in plan.statement()
 
 
 def test_the_statement_never_rounds_epsilon_down():

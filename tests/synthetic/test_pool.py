@@ -108,6 +108,18 @@ def test_what_is_no_manifest_is_refused(folder, text):
         SyntheticPool.load(folder)
 
 
+def test_leftovers_of_a_killed_writer_do_no_harm(folder):
+    (folder / "cat" / ".3.png.abc.tmp").write_bytes(b"half")
+    assert len(SyntheticPool.load(folder)) == 6
+
+
+def test_a_lost_manifest_is_gathered_again(folder):
+    digest = SyntheticPool.load(folder).digest
+    (folder / "manifest.json").unlink()
+    writer(folder).finish()
+    assert SyntheticPool.load(folder).digest == digest
+
+
 def test_a_manifest_cannot_reach_outside_the_pool(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["images"][0]["file"] = "../../etc/passwd"

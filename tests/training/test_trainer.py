@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dpmix_tf import files
+from dpmix_tf.data import ArraySource
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import PrivacyPlan
 from dpmix_tf.training import Trainer, checkpoints, default_config, restore_network
@@ -115,6 +116,21 @@ def test_another_config_on_the_same_workdir_is_refused_with_the_difference(finis
     assert "privacy.epsilon: 8.0 there, 4.0 here" in str(error.value)
     assert "views.mixed: 1 there, 0 here" in str(error.value)
     assert read(workdir, "config.json")["privacy"]["epsilon"] == 8.0
+
+
+def test_a_secret_seed_is_not_shown_among_the_differences(finished):
+    config = small_config()
+    config.seed = 987654321
+    with pytest.raises(DPMixError, match="seed: another one") as error:
+        Trainer(config, finished[0])
+    assert "987654321" not in str(error.value)
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path, monkeypatch):
+    interrupted_after(tmp_path, 4)
+    monkeypatch.setattr(ArraySource, "fingerprint", lambda self: "other")
+    with pytest.raises(DPMixError, match="training data has changed"):
+        Trainer(small_config(), tmp_path)
 
 
 def test_how_a_run_is_run_may_change(finished):
