@@ -128,7 +128,7 @@ class DPMixModel(keras.Model):
           metrics: for `evaluate`; "accuracy" takes integer labels.
           **kwargs: Keras's `run_eagerly`, `steps_per_execution`, `jit_compile`
             (default off: inside the loop over examples XLA is many times slower on
-            CPUs).
+            CPUs, and it knows no Gamma draws, which mixed views need).
 
         Raises:
           DPMixError: a loss, class weights, gradient accumulation or loss scaling; or
@@ -274,13 +274,14 @@ class DPMixModel(keras.Model):
                 "train_step was given a batch that the plan's sampler did not draw. "
                 "Use fit(PoissonBatches(source, plan))."
             )
-        within = tf.debugging.Assert(
-            self._updates.value < self.plan.updates,
-            [f"The plan's {self.plan.updates} updates are spent: training stops here."],
-        )
+        images, labels, ids = _unpack(batch)
+        with tf.control_dependencies([labels]):  # not before there is a batch
+            within = tf.debugging.Assert(
+                self._updates.value < self.plan.updates,
+                [f"The plan's {self.plan.updates} updates are spent: training stops."],
+            )
         with tf.control_dependencies([within] if within is not None else []):
             update = tf.identity(self._updates.value)
-        images, labels, ids = _unpack(batch)
         result = self._clipped_sum(images, labels, ids, update)
         gradients = self._mechanism.noisy_mean(result.total, update)
         variables = self.network.trainable_variables
