@@ -23,6 +23,18 @@ def compiled(plan, *, network=None, make_views=None, learning_rate=0.5, **settin
     return model
 
 
+def with_batch_normalization():
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10),
+        ]
+    )
+
+
 def weights(model):
     return [variable.numpy() for variable in model.network.trainable_variables]
 
@@ -147,15 +159,7 @@ def test_batches_that_nobody_sampled_reach_no_step(source):
 
 
 def test_layers_unfrozen_after_the_fact_are_refused(source):
-    network = keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(4, 3),
-            keras.layers.BatchNormalization(),
-            keras.layers.Flatten(),
-            keras.layers.Dense(10),
-        ]
-    )
+    network = with_batch_normalization()
     network.layers[1].trainable = False
     plan = plan_for(len(source))
     model = compiled(plan, network=network)
@@ -247,15 +251,7 @@ def test_compile_refuses_accumulation_and_other_losses(source):
 
 
 def test_batch_normalisation_is_refused(source):
-    network = keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(4, 3),
-            keras.layers.BatchNormalization(),
-            keras.layers.Flatten(),
-            keras.layers.Dense(10),
-        ]
-    )
+    network = with_batch_normalization()
     with pytest.raises(DPMixError, match="GroupNormalization"):
         compiled(plan_for(len(source)), network=network)
 
