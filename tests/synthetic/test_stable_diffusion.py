@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from keras_cv.models import stable_diffusion as parts
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.synthetic import SyntheticPool, pool, stable_diffusion
+from dpmix_tf.synthetic import SyntheticPool, fill, pool, stable_diffusion
 from dpmix_tf.training.config import default_pool
 from tests.conftest import ROOT
 
@@ -131,7 +132,7 @@ def generate(folder, weights):
             "--config.data.name=image_folder",
             f"--config.data.data_dir={weights}/classes",
             "--config.data.image_size=32",
-            "--config.pool.images_per_class=2",
+            "--config.pool.images_per_class=1",
             "--config.pool.batch_size=1",
             "--config.pool.generated_size=128",
             "--config.pool.steps=2",
@@ -151,42 +152,62 @@ def generate(folder, weights):
 @pytest.mark.skipif(
     not VOCABULARY.exists(), reason="needs CLIP's vocabulary in ../shared/clip"
 )
-def test_the_real_pipeline_is_killed_resumes_and_ends_bit_equal(tmp_path):
+def test_the_real_pipeline_is_killed_resumes_and_ends_bit_equal(
+    tmp_path, monkeypatch, capsys
+):
     """Real tokenizer, text encoder, U-Net and decoder, random weights, 128x128."""
-    version = stable_diffusion.VERSIONS["1.4"]
-    for part, build in (
-        ("text_encoder", lambda: version.text_encoder(77, download_weights=False)),
-        (
-            "diffusion_model",
-            lambda: version.diffusion_model(128, 128, 77, download_weights=False),
-        ),
-        ("decoder", lambda: parts.Decoder(128, 128, download_weights=False)),
-    ):
-        keras.utils.set_random_seed(1)
-        build().save_weights(tmp_path / f"{part}.weights.h5")
-        keras.backend.clear_session()
-        gc.collect()
+    built = {
+        "text_encoder": parts.TextEncoder(77, download_weights=False),
+        "diffusion_model": parts.DiffusionModel(128, 128, 77, download_weights=False),
+        "decoder": parts.Decoder(128, 128, download_weights=False),
+    }
+    for part, model in built.items():
+        model.save_weights(tmp_path / f"{part}.weights.h5")
     for name in ("cat", "dog"):
         (tmp_path / "classes" / name).mkdir(parents=True)
+
+    # Uninterrupted, in this process, on the models that are already built: building
+    # them takes longer than generating.
+    whole = tmp_path / "whole"
+    with monkeypatch.context() as patch:
+        version = stable_diffusion.VERSIONS["1.4"]._replace(
+            text_encoder=lambda *sizes, **settings: built["text_encoder"],
+            diffusion_model=lambda *sizes, **settings: built["diffusion_model"],
+        )
+        patch.setitem(stable_diffusion.VERSIONS, "1.4", version)
+        patch.setattr(parts, "Decoder", lambda *sizes, **settings: built["decoder"])
+        settings = default_pool().to_dict() | {
+            "generator": "stable_diffusion",
+            "images_per_class": 1,
+            "batch_size": 1,
+            "generated_size": 128,
+            "steps": 2,
+            "weights": {
+                "vocabulary": str(VOCABULARY),
+                **{part: str(tmp_path / f"{part}.weights.h5") for part in built},
+            },
+        }
+        fill.generate(whole, settings, ("cat", "dog"), (32, 32, 3))
+    assert "CreativeML Open RAIL-M" in capsys.readouterr().out
+    built.clear()
+    keras.backend.clear_session()
+    gc.collect()
 
     killed = tmp_path / "killed"
     with generate(killed, tmp_path) as process:
         while process.poll() is None and not list(killed.glob("*/*.png")):
-            pass
+            time.sleep(0.05)
         process.kill()
     made = {path: path.stat().st_mtime_ns for path in killed.glob("*/*.png")}
-    assert 0 < len(made) < 4
+    assert len(made) == 1
     said = generate(killed, tmp_path).communicate()[0].decode()
-    assert "holds 4 images of 2 classes, 32x32x3" in said, said[-2000:]
-    assert all(path.stat().st_mtime_ns == time for path, time in made.items())
+    assert "holds 2 images of 2 classes, 32x32x3" in said, said[-2000:]
+    assert all(path.stat().st_mtime_ns == when for path, when in made.items())
 
-    whole = tmp_path / "whole"
-    said = generate(whole, tmp_path).communicate()[0].decode()
-    assert "CreativeML Open RAIL-M" in said
     one, other = SyntheticPool.load(killed), SyntheticPool.load(whole)
     assert one.digest == other.digest
     images = {image.tobytes() for image in one.images}
-    assert len(images) == 4
+    assert len(images) == 2
     manifest = pool.read_manifest(whole)
     assert manifest["images"][0]["prompt"] == "a photo of a cat"
     assert manifest["generator"]["licence"] == "CreativeML Open RAIL-M"
