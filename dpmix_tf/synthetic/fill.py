@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.images import image_files, read_image
+from dpmix_tf.images import class_folders, image_files, read_image
 from dpmix_tf.synthetic.glyphs import glyph
 from dpmix_tf.synthetic.pool import MANIFEST, PoolWriter
 
@@ -119,11 +119,7 @@ def import_folder(
       DPMixError: classes that do not match, or an image that cannot be read.
     """
     source = Path(source)
-    found = (
-        {entry.name for entry in source.iterdir() if entry.is_dir()}
-        if source.is_dir()
-        else set()
-    )
+    found = set(class_folders(source)) if source.is_dir() else set()
     if found != set(class_names):
         raise DPMixError(
             f"The subfolders of {source} must be the data set's classes; missing "
