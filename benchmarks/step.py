@@ -1,17 +1,18 @@
 r"""How long a private update takes, against the plain step on the same views.
 
   python benchmarks/step.py
-  python benchmarks/step.py --networks=wide_resnet --examples=8 --repeats=9
+  python benchmarks/step.py --networks=wide_resnet_16_4 --views=16 --repeats=9
 
-For each network: a plain, non-private gradient step on one batch of ready-made views
-(the floor), and the private update of each arm, views made inside. The contestants
-take turns, A B C A B C, in one process; medians are compared. A ratio is to the plain
-step on the same number of views; DP-Mix_Diff is also compared with DP-Mix_Self.
+For each network and K: a plain, non-private gradient step on one batch of ready-made
+views (the floor), and a whole private update, with views made inside, noise and
+optimizer. The two take turns, A B A B, in one process; medians are compared. For the
+linear probe the floor is the frozen encoder's forward pass.
 """
 
 import json
 import statistics
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -25,18 +26,36 @@ from dpmix_tf.privacy import PrivacyPlan
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training import DPMixModel
 
+CIFAR = {"input_shape": (32, 32, 3), "num_classes": 10}
+
+
+def linear_probe():
+    """A frozen WRN-16-4 with a trainable logistic regression on its features."""
+    network = wide_resnet(**CIFAR)
+    for layer in network.layers[:-1]:
+        layer.trainable = False
+    return network
+
+
 NETWORKS = {
     "digits": lambda: convnet(input_shape=(8, 8, 1), num_classes=10),
-    "convnet": lambda: convnet(
-        input_shape=(32, 32, 3), num_classes=10, widths=(16, 32, 64)
-    ),
-    "wide_resnet": lambda: wide_resnet(input_shape=(32, 32, 3), num_classes=10),
+    "convnet": lambda: convnet(**CIFAR, widths=(16, 32, 64)),
+    "wide_resnet_16_1": lambda: wide_resnet(**CIFAR, width=1),
+    "wide_resnet_16_4": lambda: wide_resnet(**CIFAR),
+    "linear_probe": linear_probe,
 }
 
 _NETWORKS = flags.DEFINE_list("networks", list(NETWORKS), "Which networks.")
-_EXAMPLES = flags.DEFINE_integer("examples", 8, "Examples in the batch.")
-_REPEATS = flags.DEFINE_integer("repeats", 7, "Turns each contestant takes.")
-_CHUNK = flags.DEFINE_integer("chunk_size", 2, "Examples in flight together.")
+_VIEWS = flags.DEFINE_list("views", ["1", "16", "34"], "Which K: 1, 16, 34 or 36.")
+_EXAMPLES = flags.DEFINE_integer(
+    "examples", None, "Examples in the batch; default 128 / K, and at least 8."
+)
+_REPEATS = flags.DEFINE_integer("repeats", 9, "Turns each contestant takes.")
+_CHUNK = flags.DEFINE_integer("chunk_size", None, "Examples vectorised; default auto.")
+_POLICY = flags.DEFINE_enum(
+    "policy", "float32", ["float32", "mixed_bfloat16"], "Keras's dtype policy."
+)
+_JSON = flags.DEFINE_string("json", None, "File to write all figures to.")
 
 
 def plain_step(network, count):
@@ -61,6 +80,14 @@ def plain_step(network, count):
     return lambda: float(step())
 
 
+def forward_pass(network, count):
+    """The frozen encoder on `count` random views, made beforehand."""
+    encoder = keras.Model(network.inputs, network.layers[-1].input)
+    images = tf.random.uniform([count, *network.input_shape[1:]])
+    step = tf.function(lambda: tf.reduce_sum(encoder(images)))
+    return lambda: float(step())
+
+
 def private_step(network, make_views, examples):
     """A whole private update of DPMixModel on `examples` random images."""
     plan = PrivacyPlan.for_noise(
@@ -77,7 +104,7 @@ def private_step(network, make_views, examples):
     images = tf.constant(random.integers(0, 256, shape, dtype=np.uint8))
     batch = Batch(images, tf.range(examples) % 10, tf.range(examples, dtype=tf.int64))
     step = tf.function(lambda: model.train_step(batch))
-    return lambda: int(step()["updates"])
+    return lambda: int(step()["updates"]), model.chunk_size
 
 
 def pool_for(shape):
@@ -91,11 +118,23 @@ def pool_for(shape):
     )
 
 
-def measure(contestants, repeats):
-    """Seconds of each contestant, taking turns; the first two turns do not count."""
-    seconds = {name: [] for name in contestants}
+def views_for(count, shape):
+    """The arm that makes `count` views."""
+    crop = {"augment": "crop_flip", "padding": shape[0] // 8}
+    if count == 36:
+        return "DP-Mix_Diff", views.dp_mix_diff(pool=pool_for(shape), **crop)
+    return {
+        1: ("DP-SGD", views.no_augmentation()),
+        16: ("Self-Aug", views.self_aug(**crop)),
+        34: ("DP-Mix_Self", views.dp_mix_self(**crop)),
+    }[count]
+
+
+def take_turns(floor, private, repeats):
+    """Seconds of each, A B A B; the first two turns do not count."""
+    seconds = {"floor": [], "private": []}
     for turn in range(repeats + 2):
-        for name, step in contestants.items():
+        for name, step in (("floor", floor), ("private", private)):
             started = time.perf_counter()
             step()
             if turn >= 2:
@@ -103,41 +142,51 @@ def measure(contestants, repeats):
     return seconds
 
 
+def spread(values):
+    """Median and range, in milliseconds."""
+    low, high = 1e3 * min(values), 1e3 * max(values)
+    return f"{1e3 * statistics.median(values):.1f} ({low:.1f}-{high:.1f})"
+
+
 def main(argv):
-    """Prints one table a network and a JSON line with all figures."""
+    """Prints a table; a file gets all figures."""
     del argv
-    results = {}
+    keras.config.set_dtype_policy(_POLICY.value)
+    results = []
+    print("| network | arm | K | examples | chunk | floor, ms | private, ms | ratio |")
+    print("|---|---|---|---|---|---|---|---|")
     for name in _NETWORKS.value:
-        network, examples = NETWORKS[name](), _EXAMPLES.value
-        shape = network.input_shape[1:]
-        crop = {"augment": "crop_flip", "padding": shape[0] // 8}
-        makers = {
-            "DP-SGD": views.no_augmentation(),
-            "Self-Aug 16": views.self_aug(**crop),
-            "DP-Mix_Self": views.dp_mix_self(**crop),
-            "DP-Mix_Diff": views.dp_mix_diff(pool=pool_for(shape), **crop),
-        }
-        contestants = {}
-        for arm, maker in makers.items():
-            views_made = examples * maker.views_per_example
-            contestants[f"plain {arm}"] = plain_step(network, views_made)
-            contestants[arm] = private_step(network, maker, examples)
-        seconds = measure(contestants, _REPEATS.value)
-        median = {key: statistics.median(values) for key, values in seconds.items()}
-        print(f"\n{name}, {examples} examples, chunk {_CHUNK.value}\n")
-        print("| arm | views | plain, s | private, s | ratio | fastest/slowest, s |")
-        print("|---|---|---|---|---|---|")
-        for arm, maker in makers.items():
-            ratio = median[arm] / median[f"plain {arm}"]
-            print(
-                f"| {arm} | {maker.views_per_example} | {median[f'plain {arm}']:.4f} "
-                f"| {median[arm]:.4f} | {ratio:.2f} "
-                f"| {min(seconds[arm]):.4f}/{max(seconds[arm]):.4f} |"
+        for count in map(int, _VIEWS.value):
+            network = NETWORKS[name]()
+            arm, maker = views_for(count, network.input_shape[1:])
+            examples = _EXAMPLES.value or max(8, 128 // count)
+            floor = forward_pass if name == "linear_probe" else plain_step
+            private, chunk = private_step(network, maker, examples)
+            seconds = take_turns(
+                floor(network, examples * count), private, _REPEATS.value
             )
-        diff = median["DP-Mix_Diff"] / median["DP-Mix_Self"]
-        print(f"\nDP-Mix_Diff / DP-Mix_Self: {diff:.3f} (36/34 = {36 / 34:.3f})")
-        results[name] = seconds
-    print("\n" + json.dumps(results))
+            ratio = statistics.median(seconds["private"]) / statistics.median(
+                seconds["floor"]
+            )
+            print(
+                f"| {name} | {arm} | {count} | {examples} | {chunk} "
+                f"| {spread(seconds['floor'])} | {spread(seconds['private'])} "
+                f"| {ratio:.2f} |",
+                flush=True,
+            )
+            results.append(
+                {
+                    "network": name,
+                    "views": count,
+                    "examples": examples,
+                    "chunk_size": chunk,
+                    "policy": _POLICY.value,
+                    "ratio": ratio,
+                    "seconds": seconds,
+                }
+            )
+    if _JSON.value:
+        Path(_JSON.value).write_text(json.dumps(results) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,16 @@
 
 from dpmix_tf.models.convnet import convnet
 from dpmix_tf.models.registry import NETWORKS, build_network
+from dpmix_tf.models.structure import count_activations, split_frozen_front
 from dpmix_tf.models.validate import validate_network
 from dpmix_tf.models.wide_resnet import wide_resnet
 
-__all__ = ["NETWORKS", "build_network", "convnet", "validate_network", "wide_resnet"]
+__all__ = [
+    "NETWORKS",
+    "build_network",
+    "convnet",
+    "count_activations",
+    "split_frozen_front",
+    "validate_network",
+    "wide_resnet",
+]

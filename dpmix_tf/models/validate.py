@@ -71,7 +71,10 @@ def _probe(network: keras.Model) -> None:
     pair = np.random.RandomState(0).uniform(size=(2, *network.input_shape[1:]))
     other = np.stack([pair[0], 1 - pair[1]])
     state = [variable.numpy() for variable in network.variables]
-    logits = [np.asarray(network(images, training=True)) for images in (pair, other)]
+    logits = [
+        np.asarray(network(images, training=True), np.float32)
+        for images in (pair, other)
+    ]
     written = [
         variable.path
         for variable, before in zip(network.variables, state, strict=True)

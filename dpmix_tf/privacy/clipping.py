@@ -3,17 +3,23 @@
 The K views of one example are one microbatch: their mean loss has one gradient, which
 is clipped once (De et al. 2022, section 3.2; DP-Mix, section 3). No per-view gradient
 is ever needed, so a loop over examples costs about what the plain step on the same
-views costs. The loop runs inside the graph; `chunk_size` of its iterations may be in
-flight together, which sets memory and speed. The sum is taken in the batch's order
-whatever the chunk size, so the result does not depend on it.
+views costs, if one example's views fill the processor. Where they do not (few views, or
+a tiny network), a chunk of examples is vectorised: one pass over all their views, with
+one gradient an example. A loop inside the graph takes chunk after chunk and keeps
+nothing but the sum, so memory depends on the chunk and not on the batch.
 """
 
+import contextlib
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from dpmix_tf.privacy.mechanism import GaussianMechanism, Record
+
+# While one chunk waits for its last kernels another one starts; a third never paid.
+_CHUNKS_IN_FLIGHT = 2
 
 
 class ClippedSum(NamedTuple):
@@ -35,51 +41,110 @@ class ClippedSum(NamedTuple):
     non_finite: tf.Tensor
 
 
+# Measured with benchmarks/step.py. Below 64 views, or 6 million activations, kernels
+# are too small to fill the processor and starting them is felt; beyond, vectorising
+# only spoils the cache. The other numbers bound memory.
+_VIEWS_WANTED = 64
+_ACTIVATIONS_WANTED = 6_000_000
+_ACTIVATIONS_HELD = 128_000_000
+_GRADIENTS_HELD = 64_000_000
+_MOST_EXAMPLES = 32
+
+
+def choose_chunk_size(
+    *, views_per_example: int, activations_per_view: int | None, parameters: int
+) -> int:
+    """Chooses how many examples to vectorise; never from a clock.
+
+    A rule by shape, not a measurement: a seed gives the same run to the last bit only
+    if sums are taken in the same order wherever and whenever it is run.
+
+    Args:
+      views_per_example: K.
+      activations_per_view: numbers that the network's layers emit for one view; None
+        where they are not known.
+      parameters: trainable numbers, the length of one gradient.
+
+    Returns:
+      1, or a power of two up to 32, such that a chunk's activations stay within 128
+      million numbers and its gradients within 64 million.
+    """
+    wanted = _VIEWS_WANTED // views_per_example
+    most = min(_MOST_EXAMPLES, _GRADIENTS_HELD // parameters)
+    if activations_per_view is not None:
+        activations = views_per_example * activations_per_view
+        wanted = max(wanted, _ACTIVATIONS_WANTED // activations)
+        most = min(most, _ACTIVATIONS_HELD // activations)
+    chunk_size = max(1, min(wanted, most))
+    return 1 << (chunk_size.bit_length() - 1)
+
+
 def clipped_gradient_sum(
     mechanism: GaussianMechanism,
     variables: list[tf.Variable],
-    num_examples: tf.Tensor,
-    views_of: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
+    examples: tuple[tf.Tensor, ...],
+    views_of: Callable[..., tuple[tf.Tensor, tf.Tensor]],
     mean_loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     *,
     chunk_size: int,
+    jit_compile: bool = False,
 ) -> ClippedSum:
     """Adds up the clipped gradients of a batch.
 
     Args:
       mechanism: clips and adds.
       variables: what to differentiate by; anything else in the network stays frozen.
-      num_examples: int32 scalar, the batch's actual size; 0 gives zeros.
-      views_of: position in the batch -> (views [K,H,W,C], soft labels [K,classes]) of
-        the example there, and of no other.
-      mean_loss: (views, labels) -> mean loss over the K views, a scalar.
-      chunk_size: examples in flight together, 1 or more.
+      examples: tensors [n,...], the batch; n varies, and 0 gives zeros.
+      views_of: the examples of a chunk, tensors [chunk_size,...] -> (their views
+        [chunk_size,K,...], soft labels [chunk_size,K,classes]), each example's made of
+        it alone. It is outside the tape: what it computes stays frozen.
+      mean_loss: one example's (views [K,...], labels [K,classes]) -> mean loss over its
+        K views, float32 scalar.
+      chunk_size: examples vectorised together, 1 or more; memory and speed. The result
+        changes with it by rounding alone.
+      jit_compile: compile with XLA what is done to a chunk's views. Their shape never
+        changes, so that it is compiled once.
 
     Returns:
       ClippedSum; removing one example moves `total` by at most the clip norm.
     """
+    count = tf.shape(examples[0])[0]
 
-    def add_example(position, accumulated: ClippedSum):
-        views, labels = views_of(position)
+    def gradient_of(inputs):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            loss = mean_loss(views, labels)
-        gradient = [
-            tf.convert_to_tensor(part)
-            for part in tape.gradient(
-                loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
-        ]
-        clipped, norm = mechanism.clip(gradient)
-        finite = tf.math.is_finite(norm)
-        return position + 1, ClippedSum(
-            total=mechanism.add(accumulated.total, clipped),
-            loss_sum=accumulated.loss_sum + tf.where(finite, loss, 0.0),
-            norm_sum=accumulated.norm_sum + tf.where(finite, norm, 0.0),
-            clipped=accumulated.clipped
-            + tf.cast(finite & (norm > mechanism.clip_norm), tf.int32),
-            non_finite=accumulated.non_finite + tf.cast(~finite, tf.int32),
+            loss = mean_loss(*inputs)
+        gradient = tape.gradient(
+            loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
+        return loss, [tf.convert_to_tensor(part) for part in gradient]
+
+    def add_chunk(accumulated: ClippedSum, counted, views, labels) -> ClippedSum:
+        losses, records = _each(gradient_of, (views, labels), chunk_size)
+        total, norms = mechanism.add(accumulated.total, records, counted)
+        finite = tf.math.is_finite(norms) & counted
+        return ClippedSum(
+            total=total,
+            loss_sum=accumulated.loss_sum + _sum_where(finite, losses),
+            norm_sum=accumulated.norm_sum + _sum_where(finite, norms),
+            clipped=accumulated.clipped
+            + _count(finite & (norms > mechanism.clip_norm)),
+            non_finite=accumulated.non_finite
+            + _count(counted & ~tf.math.is_finite(norms)),
+        )
+
+    if jit_compile:
+        add_chunk = tf.function(add_chunk, jit_compile=True)
+
+    def body(start, accumulated):
+        positions = start + tf.range(chunk_size)
+        # The last chunk may be short: empty places repeat an example, uncounted.
+        rows = tf.minimum(positions, count - 1)
+        chunk = tuple(tf.gather(part, rows) for part in examples)
+        # Outside XLA, which draws other random numbers and lacks some image kernels.
+        views, labels = views_of(*chunk)
+        counted = positions < count
+        return start + chunk_size, add_chunk(accumulated, counted, views, labels)
 
     nothing = ClippedSum(
         total=mechanism.zero(variables),
@@ -89,9 +154,41 @@ def clipped_gradient_sum(
         non_finite=tf.constant(0),
     )
     _, result = tf.while_loop(
-        lambda position, _: position < num_examples,
-        add_example,
+        lambda start, _: start < count,
+        body,
         (tf.constant(0), nothing),
-        parallel_iterations=chunk_size,
+        parallel_iterations=_CHUNKS_IN_FLIGHT,
     )
     return result
+
+
+def _each(function, inputs, count):
+    """Maps `function` over the first axis of `inputs`, `count` long."""
+    if count == 1:
+        result = function(tuple(part[0] for part in inputs))
+        return tf.nest.map_structure(lambda part: part[tf.newaxis], result)
+    with _without_warnings():
+        return tf.vectorized_map(function, inputs)
+
+
+@contextlib.contextmanager
+def _without_warnings():
+    """Keeps vectorized_map from warning that filter gradients are taken in a loop.
+
+    That is one small kernel an example and layer; the rest is vectorised.
+    """
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _sum_where(kept, values):
+    return tf.reduce_sum(tf.where(kept, values, 0.0))
+
+
+def _count(flags):
+    return tf.reduce_sum(tf.cast(flags, tf.int32))

@@ -1,8 +1,9 @@
 """The Gaussian mechanism: clip a record, sum records, add noise once, take the mean.
 
-Clip and sum are TensorFlow Privacy's GaussianSumQuery. Its noise comes from
-TensorFlow's stateful global generator, which cannot be repeated after a crash and
-ignores any secret; only that one method is replaced.
+The query is TensorFlow Privacy's GaussianSumQuery, with two methods of ours. Its noise
+comes from TensorFlow's stateful global generator, which cannot be repeated after a
+crash and ignores any secret. And it takes one record at a time, in five passes over the
+gradient; with a view or two an example, that is half of the update.
 """
 
 import collections
@@ -40,6 +41,41 @@ class SeededGaussianSumQuery(GaussianSumQuery):
         """Returns the state with which the `update`-th update (from 0) is noised."""
         return self.make_global_state(self._l2_norm_clip, self._stddev, update)
 
+    def accumulate_records(self, params, sample_state, records, counted):
+        """Clips several records and adds them: `accumulate_record` for each of them.
+
+        One pass over the records measures them and one adds them up, scaled.
+
+        Args:
+          params: the clip norm, as `derive_sample_params` gives it.
+          sample_state: the sum so far, one float32 tensor a variable.
+          records: one float32 tensor [n,...] a variable.
+          counted: bool [n], which records there are; the others are not added.
+
+        Returns:
+          The new sum, and the records' norms before clipping, float32 [n]. Records
+          whose norm is not finite are not added.
+        """
+        rows = [tf.reshape(part, [part.shape[0], -1]) for part in records]
+        # l2_loss, row by row, is four times faster than any reduction along an axis.
+        squares = [
+            [2.0 * tf.nn.l2_loss(one) for one in tf.unstack(row)] for row in rows
+        ]
+        norms = tf.sqrt(tf.reduce_sum(squares, axis=0))
+        added = tf.math.is_finite(norms) & counted
+        scales = tf.where(added, params * tf.minimum(1.0 / norms, 1.0 / params), 0.0)
+        # 0 * NaN is NaN: such rows must be emptied, which costs a pass; almost never.
+        rows = tf.cond(
+            tf.reduce_all(tf.math.is_finite(norms)),
+            lambda: rows,
+            lambda: [tf.where(added[:, tf.newaxis], row, 0.0) for row in rows],
+        )
+        sums = [
+            tf.reshape(tf.linalg.matvec(row, scales, transpose_a=True), total.shape)
+            for row, total in zip(rows, sample_state, strict=True)
+        ]
+        return self.accumulate_preprocessed_record(sample_state, sums), norms
+
     def get_noised_result(self, sample_state, global_state):
         """Adds independent noise to every element of every tensor of the sum."""
         update_seed = randomness.fold_in(self._seed, global_state.update)
@@ -65,7 +101,7 @@ class GaussianMechanism:
     """Clips records, sums them and releases the noisy mean of one update.
 
     Formal guarantee: for a fixed update, `noisy_mean` of a sum of records that each
-    went through `clip` is the Gaussian mechanism with L2 sensitivity plan.clip_norm and
+    went through `add` is the Gaussian mechanism with L2 sensitivity plan.clip_norm and
     noise multiplier plan.noise_multiplier, under adding or removing one record; the
     division by the expected batch size is post-processing.
     """
@@ -87,23 +123,23 @@ class GaussianMechanism:
         """Returns the sum of no records: zeros shaped like `template`."""
         return list(self._query.initial_sample_state(template))
 
-    def clip(self, record: Record) -> tuple[Record, tf.Tensor]:
-        """Scales `record` down to the clip norm where it is longer.
+    def add(
+        self, total: Record, records: Record, counted: tf.Tensor
+    ) -> tuple[Record, tf.Tensor]:
+        """Clips records and adds them to `total`.
+
+        Each counts with its global L2 norm scaled down to clip_norm where it is longer,
+        and not at all where its norm is not finite.
 
         Args:
-          record: float tensors, one a variable.
+          total: the sum so far, one float32 tensor a variable.
+          records: n records side by side, one float32 tensor [n,...] a variable.
+          counted: bool [n]; False where a place in a chunk is empty.
 
         Returns:
-          The record with global L2 norm at most clip_norm, zeros where the norm is not
-          finite; and the norm before clipping, float32 scalar.
+          The new sum; the norms before clipping, float32 [n].
         """
-        clipped, norm = self._query.preprocess_record_impl(self.clip_norm, record)
-        finite = tf.math.is_finite(norm)
-        return [tf.where(finite, part, tf.zeros_like(part)) for part in clipped], norm
-
-    def add(self, total: Record, clipped: Record) -> Record:
-        """Returns total + clipped."""
-        return self._query.accumulate_preprocessed_record(total, clipped)
+        return self._query.accumulate_records(self.clip_norm, total, records, counted)
 
     def noisy_mean(self, total: Record, update: tf.Tensor) -> Record:
         """Adds the noise of the `update`-th update once, divides by the expected size.

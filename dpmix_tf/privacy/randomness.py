@@ -68,6 +68,32 @@ class Stream:
         )
 
 
+def fold_in_each(seed: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+    """Returns the sub-streams' seeds, int64 [n,2], of `numbers`, integers [n]."""
+    return tf.map_fn(
+        lambda number: fold_in(seed, number),
+        numbers,
+        fn_output_signature=tf.TensorSpec([2], tf.int64),
+    )
+
+
+def uniform(seeds: tf.Tensor, count: int) -> tf.Tensor:
+    """Draws `count` numbers for each seed; a row depends on its own seed alone.
+
+    Args:
+      seeds: int64 [n,2].
+      count: numbers a seed, a Python int.
+
+    Returns:
+      float32 [n,count] in [0, 1), multiples of 2**-23.
+    """
+    return tf.map_fn(
+        lambda seed: tf.random.stateless_uniform([count], seed, alg="philox"),
+        seeds,
+        fn_output_signature=tf.TensorSpec([count], tf.float32),
+    )
+
+
 def fold_in(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
     """Returns the seed of the `number`-th sub-stream of `seed`.
 

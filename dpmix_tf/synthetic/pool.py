@@ -264,15 +264,15 @@ class SyntheticPool:
         """Looks images up inside a graph.
 
         Args:
-          indices: integers [k] in [0, len(self)).
+          indices: integers [...] in [0, len(self)).
 
         Returns:
-          uint8 [k,H,W,C].
+          uint8 [...,H,W,C].
         """
         if not isinstance(self.images, np.memmap):
             return tf.gather(self._tensor, indices)
         rows = tf.numpy_function(lambda i: self.images[i], [indices], tf.uint8)
-        return tf.ensure_shape(rows, [indices.shape[0], *self.images.shape[1:]])
+        return tf.ensure_shape(rows, [*indices.shape, *self.images.shape[1:]])
 
 
 _FIX = (

@@ -76,7 +76,8 @@ def default_config() -> ConfigDict:
     config.ema_decay = 0.9999
 
     config.run = ConfigDict()
-    config.run.chunk_size = 2  # examples in flight: memory and speed
+    # Examples vectorised together: memory and speed. Left out, by the network's shape.
+    config.run.chunk_size = config_dict.placeholder(int)
     config.run.evaluate_every = 10  # updates
     config.run.checkpoint_every = 10  # updates
     config.run.keep_checkpoints = 2

@@ -5,20 +5,24 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from dpmix_tf.data import Batch, ExampleSource, PoissonBatches
 from dpmix_tf.errors import BudgetExhaustedError, DPMixError
-from dpmix_tf.models import validate_network
+from dpmix_tf.models import count_activations, split_frozen_front, validate_network
 from dpmix_tf.privacy import PrivacyPlan, randomness
-from dpmix_tf.privacy.clipping import ClippedSum, clipped_gradient_sum
+from dpmix_tf.privacy.clipping import (
+    ClippedSum,
+    choose_chunk_size,
+    clipped_gradient_sum,
+)
 from dpmix_tf.privacy.mechanism import GaussianMechanism
 from dpmix_tf.training.averaging import ExponentialMovingAverage
 from dpmix_tf.views import ViewMaker
 from dpmix_tf.views.maker import as_float
 
-# Two examples in flight keep two cores busy while one waits for its last kernels; more
-# did not pay on any network measured, and memory grows with each.
-DEFAULT_CHUNK_SIZE = 2
+# float16 is not among them: it needs loss scaling.
+_COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 class DPMixModel(keras.Model):
@@ -41,7 +45,8 @@ class DPMixModel(keras.Model):
       views: makes K views of one example.
       seed: secret, int in [0, 2**128); default 128 bits from the operating system.
         Noise and views derive from it. Whoever knows it can take the noise away.
-      chunk_size: examples in flight together; memory and speed, never results.
+      chunk_size: examples vectorised together; memory and speed, never results beyond
+        rounding. Default by the network's shape, see privacy.clipping.
       ema_decay: of the averaged weights, in [0, 1).
       private_metrics: show the un-noised training loss, gradient norm and share of
         clipped examples, named "private_...". They are not covered by the guarantee.
@@ -57,28 +62,33 @@ class DPMixModel(keras.Model):
         plan: PrivacyPlan,
         views: ViewMaker,
         seed: int | None = None,
-        chunk_size: int = DEFAULT_CHUNK_SIZE,
+        chunk_size: int | None = None,
         ema_decay: float = 0.9999,
         private_metrics: bool = False,
         name: str = "dp_mix_model",
     ):
         super().__init__(name=name)
         validate_network(network)
-        if chunk_size < 1:
-            raise DPMixError(f"chunk_size must be 1 or more, received: {chunk_size}.")
         if not 0 <= ema_decay < 1:
             raise DPMixError(f"ema_decay must be in [0, 1), received: {ema_decay}.")
-        if network.compute_dtype != "float32":
+        if (
+            network.compute_dtype not in _COMPUTE_DTYPES
+            or network.variable_dtype != "float32"
+        ):
             raise DPMixError(
-                f"The network computes in {network.compute_dtype}; gradients are "
-                "clipped and noised in float32. Build it under the float32 policy."
+                f"The network computes in {network.compute_dtype} on weights in "
+                f"{network.variable_dtype}; gradients are clipped and noised in "
+                'float32. Build it under the policy "float32" or "mixed_bfloat16".'
             )
         self.seed_chosen = seed is not None
         seed = randomness.fresh_seed() if seed is None else seed
         self.network = network
+        parts = split_frozen_front(network)
+        self._parts = lambda: parts  # as attributes, Keras would save the layers twice
+        self._jit_chunks = False
         self.plan = plan
         self.views = views
-        self.chunk_size = chunk_size
+        self.chunk_size = self._checked_chunk_size(chunk_size)
         self.private_metrics = private_metrics
         self.assume_poisson = False
         self.num_classes = int(network.output_shape[-1])
@@ -96,6 +106,37 @@ class DPMixModel(keras.Model):
         self.average = ExponentialMovingAverage(network.trainable_variables, ema_decay)
         self._averages = self.average.averages
         self.built = True
+
+    def _checked_chunk_size(self, chunk_size: int | None) -> int:
+        """The chunk size asked for, or one that suits the network; logged."""
+        if chunk_size is not None and chunk_size < 1:
+            raise DPMixError(f"chunk_size must be 1 or more, received: {chunk_size}.")
+        random = any("seed_generator" in v.path for v in self.network.variables)
+        if random and (chunk_size or 1) > 1:
+            raise DPMixError(
+                f"chunk_size={chunk_size}: layers that draw random numbers, such as "
+                "Dropout, would draw the same ones for all examples of a chunk. Leave "
+                "chunk_size out, or remove the layers."
+            )
+        views = self.views.views_per_example
+        activations = count_activations(self.network)
+        weights = sum(int(np.prod(v.shape)) for v in self.network.trainable_variables)
+        if chunk_size is not None:
+            why = "as asked for"
+        elif random:
+            chunk_size, why = 1, "the network draws random numbers"
+        else:
+            chunk_size = choose_chunk_size(
+                views_per_example=views,
+                activations_per_view=activations,
+                parameters=weights,
+            )
+            why = (
+                f"K = {views}, {activations} activations a view, {weights} "
+                "trainable weights"
+            )
+        logging.info("Chunks of %d example(s): %s.", chunk_size, why)
+        return chunk_size
 
     @property
     def updates(self) -> int:
@@ -126,9 +167,8 @@ class DPMixModel(keras.Model):
         Args:
           optimizer: any Keras optimizer; it only ever sees noisy gradients.
           metrics: for `evaluate`; "accuracy" takes integer labels.
-          **kwargs: Keras's `run_eagerly`, `steps_per_execution`, `jit_compile`
-            (default off: inside the loop over examples XLA is many times slower on
-            CPUs, and it knows no Gamma draws, which mixed views need).
+          **kwargs: Keras's `run_eagerly`, and `jit_compile`: compile with XLA what is
+            done to a chunk's views. Off by default: on CPUs it is many times slower.
 
         Raises:
           DPMixError: a loss, class weights, gradient accumulation or loss scaling; or
@@ -148,7 +188,7 @@ class DPMixModel(keras.Model):
                 "Layers were frozen or unfrozen after this DPMixModel was made. Make a "
                 "new one of the network."
             )
-        kwargs.setdefault("jit_compile", False)
+        self._jit_chunks = bool(kwargs.pop("jit_compile", False))
         optimizer = keras.optimizers.get(optimizer)
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             raise DPMixError(
@@ -166,6 +206,7 @@ class DPMixModel(keras.Model):
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=metrics,
             auto_scale_loss=False,
+            jit_compile=False,
             **kwargs,
         )
         self.optimizer.build(self.network.trainable_variables)
@@ -326,17 +367,20 @@ class DPMixModel(keras.Model):
         """The clipped sum of one batch: see privacy/clipping.py."""
         labels = self._soft_labels(labels)
         update_seed = randomness.fold_in(self._view_stream.seed, update)
-        image_shape = self.network.input_shape[1:]
+        front, rest = self._parts()
 
-        def views_of(position):
-            return self.views.one_example(
-                tf.ensure_shape(images[position], image_shape),
-                labels[position],
-                randomness.fold_in(update_seed, ids[position]),
-            )
+        def views_of(images, labels, ids):
+            seeds = randomness.fold_in_each(update_seed, ids)
+            views, view_labels = self.views.several(images, labels, seeds)
+            if front is not None:
+                features = front(
+                    tf.reshape(views, [-1, *views.shape[2:]]), training=True
+                )
+                views = tf.reshape(features, [*views.shape[:2], *features.shape[1:]])
+            return views, view_labels
 
         def mean_loss(views, view_labels):
-            logits = self.network(views, training=True)
+            logits = tf.cast(rest(views, training=True), tf.float32)
             return tf.reduce_mean(
                 tf.nn.softmax_cross_entropy_with_logits(view_labels, logits)
             )
@@ -344,10 +388,15 @@ class DPMixModel(keras.Model):
         return clipped_gradient_sum(
             self._mechanism,
             [variable.value for variable in self.network.trainable_variables],
-            tf.shape(images)[0],
+            (
+                tf.ensure_shape(images, [None, *self.network.input_shape[1:]]),
+                labels,
+                ids,
+            ),
             views_of,
             mean_loss,
             chunk_size=self.chunk_size,
+            jit_compile=self._jit_chunks,
         )
 
     def _soft_labels(self, labels):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -12,8 +13,8 @@ from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.views import mixers
 from dpmix_tf.views.augment import AUGMENTATIONS, Augmentation
 
-# Streams of one example's seed.
-_AUGMENT, _FIRST, _OFFSET, _LAMBDA, _SYNTHETIC = range(5)
+# Uniform numbers that a mixed view uses: two partners and lambda.
+_PAIR_DRAWS = 2 + mixers.BETA_DRAWS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,82 +112,122 @@ class ViewMaker:
         """K."""
         return self.mixed if self.only_mixed else self._partners + self.mixed
 
+    def several(
+        self, images: tf.Tensor, labels: tf.Tensor, seeds: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Makes the views of several examples, side by side.
+
+        Everything an example's views are made of is its image, its label, its seed and
+        the pool, whatever the others are.
+
+        Args:
+          images: [n,H,W,C], n and shape static; uint8 in [0, 255] or float of any
+            range.
+          labels: float [n,classes], one-hot or soft.
+          seeds: int64 [n,2], each example's at this update.
+
+        Returns:
+          views, float32 [n,K,H,W,C], base, synthetic, mixed, in [0, 1] for uint8 images
+          and in the image's own range otherwise; labels, float32 [n,K,classes].
+        """
+        draws = self._draws(seeds, tuple(images.shape[1:]))
+        labels = tf.cast(labels, tf.float32)
+        images = tf.repeat(as_float(images)[:, tf.newaxis], self.base, axis=1)
+        pool_labels = tf.repeat(labels[:, tf.newaxis], self.base, axis=1)
+        if self.synthetic:
+            drawn, drawn_labels = self._draw_synthetic(labels, draws.synthetic)
+            images = tf.concat([images, drawn], 1)
+            pool_labels = tf.concat([pool_labels, drawn_labels], 1)
+        shape = images.shape
+        augment = _augmentation(self.augment, tuple(shape[2:]), self.padding)
+        images = augment(
+            tf.reshape(images, [-1, *shape[2:]]),
+            tf.reshape(draws.augment, [shape[0] * shape[1], augment.draws]),
+        )
+        images, labels = tf.reshape(images, shape), pool_labels
+        if not self.mixed:
+            return images, labels
+        first, second, lam = self._pairs(draws.pairs)
+        # batch_dims keeps both partners inside the example's own pool.
+        mixed, weight = mixers.mixup(
+            tf.gather(images, first, axis=1, batch_dims=1),
+            tf.gather(images, second, axis=1, batch_dims=1),
+            lam,
+        )
+        if self.labels_only:
+            mixed = tf.gather(images, first, axis=1, batch_dims=1)
+        weight = weight[..., tf.newaxis]
+        mixed_labels = weight * tf.gather(labels, first, axis=1, batch_dims=1) + (
+            1 - weight
+        ) * tf.gather(labels, second, axis=1, batch_dims=1)
+        if self.only_mixed:
+            return mixed, mixed_labels
+        return tf.concat([images, mixed], 1), tf.concat([labels, mixed_labels], 1)
+
     def one_example(
         self, image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Makes the views of one example.
-
-        Args:
-          image: [H,W,C], static shape; uint8 in [0, 255] or float of any range.
-          label: float [classes], one-hot or soft.
-          seed: int64 [2], this example's at this update.
-
-        Returns:
-          views, float32 [K,H,W,C], base, synthetic, mixed, in [0, 1] for uint8 images
-          and in the image's own range otherwise; labels, float32 [K,classes].
-        """
-        shape = tuple(image.shape)
-        label = tf.cast(label, tf.float32)
-        images = tf.repeat(as_float(image)[tf.newaxis], self.base, axis=0)
-        labels = tf.repeat(label[tf.newaxis], self.base, axis=0)
-        if self.synthetic:
-            drawn, drawn_labels = self._draw_synthetic(label, seed)
-            images = tf.concat([images, drawn], 0)
-            labels = tf.concat([labels, drawn_labels], 0)
-        augment = _augmentation(self.augment, shape, self.padding)
-        images = augment(images, randomness.fold_in(seed, _AUGMENT))
-        if not self.mixed:
-            return images, labels
-        first, second, lam = self.pairs(seed)
-        mixed, weight = mixers.mixup(
-            tf.gather(images, first), tf.gather(images, second), lam
+        """Makes the views of one example: `several` without the first axis."""
+        views, labels = self.several(
+            *(tf.convert_to_tensor(part)[tf.newaxis] for part in (image, label, seed))
         )
-        if self.labels_only:
-            mixed = tf.gather(images, first)
-        weight = weight[:, tf.newaxis]
-        mixed_labels = weight * tf.gather(labels, first) + (1 - weight) * tf.gather(
-            labels, second
-        )
-        if self.only_mixed:
-            return mixed, mixed_labels
-        return tf.concat([images, mixed], 0), tf.concat([labels, mixed_labels], 0)
+        return views[0], labels[0]
 
-    def _draw_synthetic(
-        self, label: tf.Tensor, seed: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Different images of the pool and their one-hot labels."""
-        assert self.pool is not None
-        pool_labels = tf.constant(self.pool.labels)
-        start, size = tf.constant(0), tf.constant(len(self.pool))
-        if self.same_class:  # the pool is ordered by class
-            own = tf.argmax(label, output_type=tf.int32)
-            start = tf.searchsorted(pool_labels, own[tf.newaxis])[0]
-            size = tf.searchsorted(pool_labels, own[tf.newaxis], "right")[0] - start
-        indices = start + distinct(
-            self.synthetic, size, randomness.fold_in(seed, _SYNTHETIC)
-        )
-        images = as_float(self.pool.gather(indices))
-        return images, tf.one_hot(tf.gather(pool_labels, indices), label.shape[0])
-
-    def pairs(self, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Draws what each mixed view blends.
+    def pairs(
+        self, seed: tf.Tensor, image_shape: tuple[int, int, int]
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Says what each mixed view of one example blends.
 
         Args:
           seed: int64 [2], the example's.
+          image_shape: (H, W, C).
 
         Returns:
           first and second, int32 [mixed], uniform over ordered pairs of different
           members of base + synthetic; lambda, float32 [mixed].
         """
-        first = tf.random.stateless_uniform(
-            [self.mixed], randomness.fold_in(seed, _FIRST), 0, self._partners, tf.int32
+        seeds = tf.convert_to_tensor(seed)[tf.newaxis]
+        first, second, lam = self._pairs(self._draws(seeds, tuple(image_shape)).pairs)
+        return first[0], second[0], lam[0]
+
+    def _draws(self, seeds: tf.Tensor, image_shape: tuple[int, int, int]) -> "_Numbers":
+        """All random numbers of the examples' views, in one draw an example."""
+        augment = _augmentation(self.augment, image_shape, self.padding).draws
+        widths = [
+            self._partners * augment,
+            self.mixed * _PAIR_DRAWS,
+            self.synthetic * _INDEX_DRAWS,
+        ]
+        augment_draws, pairs, synthetic = tf.split(
+            randomness.uniform(seeds, sum(widths)), widths, axis=1
         )
+        return _Numbers(
+            augment=augment_draws,
+            pairs=tf.reshape(pairs, [-1, self.mixed, _PAIR_DRAWS]),
+            synthetic=tf.reshape(synthetic, [-1, self.synthetic, _INDEX_DRAWS]),
+        )
+
+    def _pairs(self, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        first = tf.cast(draws[..., 0] * self._partners, tf.int32)
         # A non-zero step around the pool never meets `first` again.
-        step = tf.random.stateless_uniform(
-            [self.mixed], randomness.fold_in(seed, _OFFSET), 1, self._partners, tf.int32
-        )
-        lam = mixers.beta(self.mixed, self.alpha, randomness.fold_in(seed, _LAMBDA))
+        step = 1 + tf.cast(draws[..., 1] * (self._partners - 1), tf.int32)
+        lam = mixers.beta(draws[..., 2:], self.alpha)
         return first, (first + step) % self._partners, lam
+
+    def _draw_synthetic(
+        self, labels: tf.Tensor, draws: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Different images of the pool for each example, and their one-hot labels."""
+        assert self.pool is not None
+        pool_labels = tf.constant(self.pool.labels)
+        start, size = tf.constant([[0]]), tf.constant([[len(self.pool)]])
+        if self.same_class:  # the pool is ordered by class
+            own = tf.argmax(labels, axis=-1, output_type=tf.int32)
+            start = tf.searchsorted(pool_labels, own)[:, tf.newaxis]
+            size = tf.searchsorted(pool_labels, own, "right")[:, tf.newaxis] - start
+        indices = start + distinct(size, draws)
+        images = as_float(self.pool.gather(indices))
+        return images, tf.one_hot(tf.gather(pool_labels, indices), labels.shape[1])
 
     def __call__(
         self,
@@ -221,17 +262,22 @@ class ViewMaker:
         seed = tf.convert_to_tensor(seed, tf.int64)
         if ids is None:
             ids = tf.range(tf.shape(images)[0])
-        classes = labels.shape[1]
-        return tf.map_fn(
-            lambda row: self.one_example(
-                row[0], row[1], randomness.fold_in(seed, row[2])
-            ),
-            (images, labels, tf.cast(ids, tf.int64)),
-            fn_output_signature=(
-                tf.TensorSpec([self.views_per_example, *images.shape[1:]], tf.float32),
-                tf.TensorSpec([self.views_per_example, classes], tf.float32),
-            ),
-        )
+        seeds = randomness.fold_in_each(seed, tf.cast(ids, tf.int64))
+        return self.several(images, labels, seeds)
+
+
+class _Numbers(NamedTuple):
+    """Uniform numbers for the views of n examples.
+
+    Attributes:
+      augment: float32 [n,partners * draws of the augmentation].
+      pairs: float32 [n,mixed,_PAIR_DRAWS].
+      synthetic: float32 [n,synthetic,_INDEX_DRAWS].
+    """
+
+    augment: tf.Tensor
+    pairs: tf.Tensor
+    synthetic: tf.Tensor
 
 
 def no_augmentation() -> ViewMaker:
@@ -282,28 +328,35 @@ def dp_mix_diff(
     )
 
 
-def distinct(count: int, size: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Draws `count` different numbers below `size`; every set is equally likely.
+# One number has 23 random bits, too few to draw evenly from a large pool.
+_INDEX_DRAWS = 2
 
-    Floyd's algorithm (Bentley and Floyd 1987): count draws, whatever the size.
+
+def distinct(size: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+    """Draws different numbers below `size`; every set is equally likely.
+
+    Floyd's algorithm (Bentley and Floyd 1987): `count` draws, whatever the size.
 
     Args:
-      count: a Python int, at most `size`.
-      size: int32 scalar.
-      seed: int64 [2].
+      size: int32 [n,1] or [1,1], at least `count`.
+      draws: uniform in [0, 1), float32 [n,count,_INDEX_DRAWS].
 
     Returns:
-      int32 [count].
+      int32 [n,count].
     """
+    count = draws.shape[1]
+    fine = (
+        tf.cast(draws[..., 0], tf.float64) + tf.cast(draws[..., 1], tf.float64) / 2**23
+    )
     chosen: list[tf.Tensor] = []
     for position in range(count):
-        last = size - count + position
-        drawn = tf.random.stateless_uniform(
-            [], randomness.fold_in(seed, position), 0, last + 1, tf.int32
-        )
-        taken = tf.reduce_any([drawn == other for other in chosen] or [False])
+        last = size[:, 0] - count + position
+        drawn = tf.cast(fine[:, position] * tf.cast(last + 1, tf.float64), tf.int32)
+        taken = tf.zeros_like(drawn, tf.bool)
+        for other in chosen:
+            taken |= drawn == other
         chosen.append(tf.where(taken, last, drawn))
-    return tf.stack(chosen)
+    return tf.stack(chosen, axis=1)
 
 
 def as_float(images: tf.Tensor) -> tf.Tensor:

@@ -5,6 +5,7 @@ from scipy import stats
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import randomness
+from dpmix_tf.privacy._tensorflow_privacy import GaussianSumQuery
 from dpmix_tf.privacy.mechanism import GaussianMechanism
 from tests.conftest import plan_for
 
@@ -52,23 +53,57 @@ def test_noise_is_added_to_the_sum_before_it_is_divided():
         np.testing.assert_allclose(part.numpy().ravel(), 10 / 50 + noise, atol=1e-6)
 
 
+def add(rule, *records, counted=None):
+    """Adds records, each a list of tensors, to a sum of nothing."""
+    stacked = [tf.stack(parts) for parts in zip(*records, strict=True)]
+    counted = [True] * len(records) if counted is None else counted
+    return rule.add(rule.zero(list(records[0])), stacked, tf.constant(counted))
+
+
 def test_clipping_shortens_long_records_and_leaves_short_ones():
     rule = mechanism(clip=0.8)
     record = [tf.constant([3.0, 0.0]), tf.constant([[4.0]])]
-    clipped, norm = rule.clip(record)
-    assert float(norm) == pytest.approx(5.0)
-    np.testing.assert_allclose(clipped[0], [0.48, 0.0], rtol=1e-6)
-    np.testing.assert_allclose(clipped[1], [[0.64]], rtol=1e-6)
-    short, _ = rule.clip([part / 100 for part in record])
-    np.testing.assert_allclose(short[0], record[0] / 100, rtol=1e-6)
+    total, norms = add(rule, record)
+    np.testing.assert_allclose(norms, [5.0], rtol=1e-6)
+    np.testing.assert_allclose(total[0], [0.48, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(total[1], [[0.64]], rtol=1e-6)
+    total, _ = add(rule, [part / 100 for part in record])
+    np.testing.assert_allclose(total[0], record[0] / 100, rtol=1e-6)
+
+
+def test_records_side_by_side_are_clipped_and_summed_as_tensorflow_privacy_does():
+    generator = np.random.default_rng(0)
+    records = [
+        [
+            tf.constant(scale * generator.normal(size=shape), tf.float32)
+            for shape in SHAPES
+        ]
+        for scale in (1e-3, 0.0, 1.0, 1e4, 1e-2)
+    ]
+    query = GaussianSumQuery(l2_norm_clip=0.8, stddev=1.0)
+    params = query.derive_sample_params(query.initial_global_state())
+    expected = query.initial_sample_state(records[0])
+    for record in records:
+        expected = query.accumulate_record(params, expected, record)
+    total, _ = add(mechanism(clip=0.8), *records)
+    for ours, theirs in zip(total, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_only_counted_records_are_added():
+    records = [[tf.fill(shape, value) for shape in SHAPES] for value in (1e-5, 2e-5)]
+    total, _ = add(mechanism(), *records, counted=[False, True])
+    for part, alone in zip(total, records[1], strict=True):
+        np.testing.assert_allclose(part, alone, rtol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
 def test_a_record_without_a_finite_norm_counts_as_zero(bad):
-    clipped, norm = mechanism().clip([tf.constant([1.0, bad]), tf.constant([1.0])])
-    assert not np.isfinite(norm)
-    for part in clipped:
-        np.testing.assert_array_equal(part, np.zeros_like(part))
+    good = [tf.constant([0.1, 0.2]), tf.constant([0.3])]
+    total, norms = add(mechanism(), [tf.constant([1.0, bad]), tf.constant([1.0])], good)
+    np.testing.assert_array_equal(np.isfinite(norms), [False, True])
+    for part, alone in zip(total, good, strict=True):
+        np.testing.assert_allclose(part, alone, rtol=1e-6)
 
 
 def test_no_two_streams_of_a_seed_are_alike():

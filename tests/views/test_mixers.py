@@ -3,14 +3,16 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
+from dpmix_tf.privacy import randomness
 from dpmix_tf.views import mixers
 
-SEED = tf.constant([3, 4], tf.int64)
+DRAWS = randomness.uniform(tf.constant([[3, 4]], tf.int64), 100_000 * mixers.BETA_DRAWS)
+DRAWS = tf.reshape(DRAWS, [100_000, mixers.BETA_DRAWS])
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 1.0, 8.0])
 def test_lambda_follows_the_beta_law(alpha):
-    draws = mixers.beta(100_000, alpha, SEED).numpy()
+    draws = mixers.beta(DRAWS, alpha).numpy()
     assert np.all(np.isfinite(draws)) and draws.min() >= 0 and draws.max() <= 1
     # Near 1, floats are too coarse to compare laws; near 0 they are not, and the law is
     # symmetric. Below 1e-30 sigmoid's result underflows.
@@ -25,11 +27,11 @@ def test_lambda_follows_the_beta_law(alpha):
 
 def test_a_plain_ratio_of_gammas_would_blend_evenly_where_it_underflows():
     one, other = (
-        tf.random.stateless_gamma([100_000], SEED + stream, alpha=0.005)
+        tf.random.stateless_gamma([100_000], [3, stream], alpha=0.005)
         for stream in (0, 1)
     )
     assert np.mean(one / (one + other) == 0.5) > 0.1
-    assert np.mean(np.abs(mixers.beta(100_000, 0.005, SEED) - 0.5) < 0.01) < 0.01
+    assert np.mean(np.abs(mixers.beta(DRAWS, 0.005) - 0.5) < 0.01) < 0.01
 
 
 def test_mixup_is_the_lambda_blend():

@@ -18,6 +18,10 @@ def examples(count=5, shape=(12, 12, 3), seed=0):
     return images, labels
 
 
+def numbers(count, draws):
+    return tf.random.stateless_uniform([count, draws], [1, 2])
+
+
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
 def test_no_view_depends_on_another_example(augment):
     make_views = views.dp_mix_self(base=3, mixed=2, augment=augment)
@@ -36,7 +40,8 @@ def test_no_view_depends_on_another_example(augment):
     assert np.any(before[2] != after[2])
 
     alone, _ = make_views(images[rest], labels[rest], seed=1, ids=ids[rest])
-    np.testing.assert_array_equal(before.numpy()[rest], alone)
+    # Elsewhere in a vector register, a blend may round differently.
+    np.testing.assert_allclose(before.numpy()[rest], alone, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
@@ -80,7 +85,7 @@ def test_a_crop_is_an_exact_window_and_every_offset_is_as_likely():
     grid = tf.reshape(tf.range(64.0), [1, 8, 8, 1])
     count = 4000
     crop = Augmentation("crop", (8, 8, 1), 2)
-    made = crop(tf.repeat(grid, count, 0), tf.constant([1, 2], tf.int64)).numpy()
+    made = crop(tf.repeat(grid, count, 0), numbers(count, crop.draws)).numpy()
     padded = np.pad(grid[0, ..., 0], 2, mode="reflect")
     windows = {
         padded[top : top + 8, left : left + 8].tobytes(): (top, left)
@@ -95,7 +100,8 @@ def test_a_crop_is_an_exact_window_and_every_offset_is_as_likely():
 
 def test_flips_happen_half_the_time():
     images = tf.repeat(tf.random.uniform([1, 4, 4, 1]), 2000, 0)
-    flipped = Augmentation("flip", (4, 4, 1), 0)(images, tf.constant([1, 2], tf.int64))
+    flip = Augmentation("flip", (4, 4, 1), 0)
+    flipped = flip(images, numbers(2000, flip.draws))
     share = np.mean(np.any(flipped != images, axis=(1, 2, 3)))
     assert abs(share - 0.5) < 5 * 0.5 / np.sqrt(2000)
 
@@ -105,7 +111,7 @@ def test_mixed_views_are_the_blends_that_pairs_describes():
     images, labels = examples(1)
     seed = tf.constant([8, 9], tf.int64)
     made, soft = make_views.one_example(tf.constant(images[0]), labels[0], seed)
-    first, second, lam = (part.numpy() for part in make_views.pairs(seed))
+    first, second, lam = (part.numpy() for part in make_views.pairs(seed, (8, 8, 1)))
     assert np.all(first != second)
     base = made.numpy()[:4]
     weight = lam[:, None, None, None]
@@ -116,7 +122,7 @@ def test_mixed_views_are_the_blends_that_pairs_describes():
 
 def test_pairs_are_uniform_over_ordered_pairs_of_different_views():
     make_views = views.dp_mix_self(base=4, mixed=60_000)
-    first, second, _ = make_views.pairs(tf.constant([1, 2], tf.int64))
+    first, second, _ = make_views.pairs(tf.constant([1, 2], tf.int64), (8, 8, 1))
     counts = np.bincount(4 * first + second, minlength=16).reshape(4, 4)
     assert np.all(np.diag(counts) == 0)
     expected = 60_000 / 12
