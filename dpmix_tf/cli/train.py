@@ -3,11 +3,21 @@ r"""Trains a private image classifier; run again on the same --workdir, it resum
 python bin/train.py --config=configs/digits.py --workdir=runs/digits
 python bin/train.py --config=configs/digits.py --config.privacy.epsilon=2 \
       --workdir=runs/digits_epsilon2
+
+On several machines, run the same command on each, with TF_CONFIG as TensorFlow
+documents it; the first worker writes --workdir:
+
+  TF_CONFIG='{"cluster": {"worker": ["host1:12345", "host2:12345"]},
+      "task": {"type": "worker", "index": 0}}' \
+  python bin/train.py --config=configs/cifar10_wrn16_4.py --workdir=runs/wrn \
+      --strategy=multi_worker
 """
 
 import json
 import sys
 from pathlib import Path
+
+from absl import flags
 
 from dpmix_tf.cli import common
 
@@ -17,14 +27,25 @@ _WORKDIR = common.define_workdir(
     "privacy.json, metrics.jsonl and TensorBoard events. Made if missing."
 )
 
+_STRATEGY = flags.DEFINE_enum(
+    "strategy",
+    "none",
+    ["none", "mirrored", "multi_worker"],
+    "One process; all GPUs of this machine; or the machines that TF_CONFIG lists.",
+)
+
 
 def _main(argv: list[str]) -> None:
     common.require(config=_CONFIG.value, workdir=_WORKDIR.value)
     from dpmix_tf.privacy.plan import round_up
-    from dpmix_tf.training import Trainer
+    from dpmix_tf.training import Trainer, make_strategy
 
-    trainer = Trainer(_CONFIG.value, _WORKDIR.value)
+    strategy = make_strategy(_STRATEGY.value)
+    trainer = Trainer(_CONFIG.value, _WORKDIR.value, strategy)
     result = trainer.run()
+    if not trainer.is_chief:
+        print("Finished; the first worker has written the results.")
+        return
     workdir = Path(_WORKDIR.value)
     spent = json.loads((workdir / "privacy.json").read_text())
     print(f"\n{spent['statement']}\n")

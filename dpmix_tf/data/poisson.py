@@ -75,16 +75,22 @@ class PoissonBatches:
         """Number of batches: the updates from `start` to the plan's last."""
         return self.plan.updates - self.start
 
-    def starting_at(self, update: int) -> "PoissonBatches":
-        """Returns the same batches from the `update`-th (from 0) on."""
-        return PoissonBatches(self.source, self.plan, seed=self._seed, start=update)
+    @property
+    def seed(self) -> int:
+        """The secret seed that the batches are drawn with."""
+        return self._seed
+
+    def starting_at(self, update: int, *, seed: int | None = None) -> "PoissonBatches":
+        """Returns the same batches (or another seed's) from the `update`-th on."""
+        seed = self._seed if seed is None else seed
+        return PoissonBatches(self.source, self.plan, seed=seed, start=update)
 
     def indices(self, update: int) -> np.ndarray:
         """Draws the examples of the `update`-th batch (from 0).
 
-        N independent coins with probability q show Binomial(N, q) heads, and given
-        their number every set of that size is equally likely: drawing the number, then
-        the set, is the same law and costs the batch's size instead of N.
+        Between one example that joins and the next, the number of those that do not is
+        geometric: drawing these gaps is the same law as N coins of probability q and
+        costs the batch's size instead of N (Devroye 1986, chapter X.2).
 
         Returns:
           Increasing int64 indices into the source; there may be none.
@@ -93,12 +99,29 @@ class PoissonBatches:
         generator = np.random.default_rng(
             np.random.SeedSequence(words, spawn_key=(update,))
         )
-        count = len(self.source)
-        size = generator.binomial(count, self.plan.sampling_probability)
-        return np.sort(generator.choice(count, size, replace=False, shuffle=False))
+        count, probability = len(self.source), self.plan.sampling_probability
+        mean = count * probability
+        block = int(mean + 4 * mean**0.5) + 4  # seldom too few
+        parts, last = [], -1
+        while last < count:
+            gaps = generator.geometric(probability, block)
+            # No gap beyond the end matters, and sums of such could overflow.
+            part = last + np.cumsum(np.minimum(gaps, count + 1))
+            parts.append(part)
+            last = int(part[-1])
+        indices = np.concatenate(parts)
+        return indices[: np.searchsorted(indices, count)]
 
-    def dataset(self) -> tf.data.Dataset:
-        """Returns a finite, prefetched tf.data.Dataset of Batch, batch axes None."""
+    def dataset(
+        self, *, replicas: range = range(1), num_replicas: int = 1
+    ) -> tf.data.Dataset:
+        """Returns a finite, prefetched tf.data.Dataset of Batch, batch axes None.
+
+        Args:
+          replicas: the replicas to feed, out of num_replicas. Each update gives one
+            element a replica, in order: every num_replicas-th example of its batch.
+          num_replicas: how many replicas share a batch.
+        """
         source, classes = self.source, len(self.source.class_names)
         spec = Batch(
             images=tf.TensorSpec([None, *source.image_shape], source.image_dtype),
@@ -106,8 +129,9 @@ class PoissonBatches:
             ids=tf.TensorSpec([None], tf.int64),
         )
 
-        def load(update):
-            ids = self.indices(int(update))
+        def load(element):
+            update, place = divmod(int(element), len(replicas))
+            ids = self.indices(update)[replicas[place] :: num_replicas]
             images, labels = source.read(ids)
             if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
                 raise DPMixError(
@@ -116,8 +140,8 @@ class PoissonBatches:
                 )
             return images, labels.astype(np.int32), ids
 
-        def to_batch(update):
-            parts = tf.numpy_function(load, [update], [part.dtype for part in spec])
+        def to_batch(element):
+            parts = tf.numpy_function(load, [element], [part.dtype for part in spec])
             return Batch(
                 *(
                     tf.ensure_shape(part, part_spec.shape)
@@ -126,7 +150,9 @@ class PoissonBatches:
             )
 
         return (
-            tf.data.Dataset.range(self.start, self.plan.updates)
+            tf.data.Dataset.range(
+                self.start * len(replicas), self.plan.updates * len(replicas)
+            )
             .map(to_batch, num_parallel_calls=2, deterministic=True)
             .prefetch(2)
         )

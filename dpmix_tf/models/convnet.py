@@ -32,4 +32,6 @@ def convnet(
         x = layers.ReLU()(x)
         x = layers.MaxPooling2D(2)(x)
     x = layers.Flatten()(x)
-    return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name=name)
+    return keras.Model(
+        inputs, layers.Dense(num_classes, dtype="float32", name="logits")(x), name=name
+    )

@@ -86,5 +86,5 @@ def wide_resnet(
             y = convolve(activate(y), channels, 3, 1)
             x = layers.Add()([shortcut, y])
     x = layers.GlobalAveragePooling2D()(activate(x))
-    outputs = layers.Dense(num_classes, name="logits")(x)
+    outputs = layers.Dense(num_classes, dtype="float32", name="logits")(x)
     return keras.Model(inputs, outputs, name=name or f"wrn_{depth}_{width}")

@@ -29,9 +29,9 @@ class ClippedSum(NamedTuple):
       total: sum over examples of clipped gradients, one tensor a variable.
       loss_sum: float32 scalar, sum over examples of the mean loss over views. Private.
       norm_sum: float32 scalar, sum of gradient norms before clipping. Private.
-      clipped: int32 scalar, examples longer than the clip norm. Private.
-      non_finite: int32 scalar, examples whose gradient was NaN or infinite and counted
-        as zero. Private.
+      clipped: float32 scalar, examples longer than the clip norm. Private.
+      non_finite: float32 scalar, examples whose gradient was NaN or infinite and
+        counted as zero. Private.
     """
 
     total: Record
@@ -150,8 +150,8 @@ def clipped_gradient_sum(
         total=mechanism.zero(variables),
         loss_sum=tf.constant(0.0),
         norm_sum=tf.constant(0.0),
-        clipped=tf.constant(0),
-        non_finite=tf.constant(0),
+        clipped=tf.constant(0.0),
+        non_finite=tf.constant(0.0),
     )
     _, result = tf.while_loop(
         lambda start, _: start < count,
@@ -191,4 +191,4 @@ def _sum_where(kept, values):
 
 
 def _count(flags):
-    return tf.reduce_sum(tf.cast(flags, tf.int32))
+    return tf.reduce_sum(tf.cast(flags, tf.float32))

@@ -242,6 +242,8 @@ class PrivacyPlan:
 
 def round_up(epsilon: float) -> str:
     """Epsilon with three decimals, never rounded down."""
+    if math.isinf(epsilon):
+        return "inf"
     return f"{math.ceil(epsilon * 1000) / 1000:.3f}"
 
 

@@ -1,8 +1,15 @@
 """Private training: the model, its averages, checkpoints and whole runs."""
 
+from dpmix_tf.training.cluster import make_strategy
 from dpmix_tf.training.config import default_config
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.restore import restore_network
 from dpmix_tf.training.trainer import Trainer
 
-__all__ = ["DPMixModel", "Trainer", "default_config", "restore_network"]
+__all__ = [
+    "DPMixModel",
+    "Trainer",
+    "default_config",
+    "make_strategy",
+    "restore_network",
+]

@@ -21,7 +21,12 @@ class ExponentialMovingAverage:
         self._variables = variables
         self.decay = decay
         self.averages = [
-            keras.Variable(variable.numpy(), trainable=False, name=f"average_{index}")
+            keras.Variable(
+                variable.numpy(),
+                trainable=False,
+                aggregation="only_first_replica",  # all replicas compute the same
+                name=f"average_{index}",
+            )
             for index, variable in enumerate(variables)
         ]
 

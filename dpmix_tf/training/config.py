@@ -49,6 +49,7 @@ def default_config() -> ConfigDict:
     config.data.download = True  # let TFDS download what is missing
 
     config.network = ConfigDict({"name": "convnet"})  # and its arguments
+    config.dtype_policy = "float32"  # or mixed_bfloat16, where the processor has it
 
     config.views = ConfigDict()  # the fields of dpmix_tf.views.ViewMaker
     config.views.base = 16
@@ -76,6 +77,7 @@ def default_config() -> ConfigDict:
     config.ema_decay = 0.9999
 
     config.run = ConfigDict()
+    config.run.jit_compile = False  # XLA: slow on CPUs, not yet measured on GPUs
     # Examples vectorised together: memory and speed. Left out, by the network's shape.
     config.run.chunk_size = config_dict.placeholder(int)
     config.run.evaluate_every = 10  # updates

@@ -1,5 +1,6 @@
 """DPMixModel: a Keras model whose train_step is one differentially private update."""
 
+import time
 from typing import Any
 
 import keras
@@ -17,6 +18,7 @@ from dpmix_tf.privacy.clipping import (
     clipped_gradient_sum,
 )
 from dpmix_tf.privacy.mechanism import GaussianMechanism
+from dpmix_tf.training import cluster
 from dpmix_tf.training.averaging import ExponentialMovingAverage
 from dpmix_tf.views import ViewMaker
 from dpmix_tf.views.maker import as_float
@@ -32,6 +34,10 @@ class DPMixModel(keras.Model):
     gradient of their mean cross-entropy, clip it once to plan.clip_norm, add it up;
     then add noise once, divide by the expected batch size, and let the optimizer apply
     it. `compile`, `fit`, `evaluate`, `predict` are Keras's.
+
+    Made and compiled in the scope of a tf.distribute strategy, `fit` shares each batch
+    out among the replicas and adds up their sums; every replica then adds the same
+    noise, so that it is added once, and makes the same update.
 
     Example:
       model = DPMixModel(network, plan=plan, views=dp_mix_self(augment="crop_flip"))
@@ -91,6 +97,7 @@ class DPMixModel(keras.Model):
         self.chunk_size = self._checked_chunk_size(chunk_size)
         self.private_metrics = private_metrics
         self.assume_poisson = False
+        self.input_seconds = 0.0  # what `fit` has waited for batches
         self.num_classes = int(network.output_shape[-1])
         self._mechanism = GaussianMechanism(plan, seed)
         self._view_stream = randomness.Stream(seed, "views")
@@ -102,6 +109,7 @@ class DPMixModel(keras.Model):
             dtype="int64",
             initializer="zeros",
             trainable=False,
+            aggregation="only_first_replica",
         )
         self.average = ExponentialMovingAverage(network.trainable_variables, ema_decay)
         self._averages = self.average.averages
@@ -201,6 +209,8 @@ class DPMixModel(keras.Model):
                 "one update and the count of updates would be wrong. Raise the plan's "
                 "expected_batch_size instead: memory does not grow with it."
             )
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            _leave_gradients_as_they_are(optimizer)
         super().compile(
             optimizer=optimizer,
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -258,8 +268,12 @@ class DPMixModel(keras.Model):
                     f"{x.plan} against {self.plan}."
                 )
             self._check_source(x.source)
-            batches = x.starting_at(self.updates)
-            data, available = batches.dataset(), len(batches)
+            data, available = self._share_out(x)
+        elif self.distribute_strategy.num_replicas_in_sync > 1:
+            raise DPMixError(
+                "Only PoissonBatches can be shared out among several replicas; "
+                f"received: {type(x).__name__}."
+            )
         elif assume_poisson and isinstance(x, tf.data.Dataset):
             self.assume_poisson = True
             # A data set of unknown length ends with the budget.
@@ -285,7 +299,74 @@ class DPMixModel(keras.Model):
                 "new plan and train from the start."
             )
         kwargs.setdefault("shuffle", False)
-        return super().fit(data, **kwargs)
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            # Keras cannot tell how long shared-out data is.
+            kwargs["steps_per_epoch"] = steps or available
+        if cluster.num_workers(self.distribute_strategy) == 1:
+            return super().fit(data, **kwargs)
+        if kwargs.get("validation_data") is not None:
+            raise DPMixError(
+                "validation_data is not supported with several workers: call evaluate "
+                "on the network after fit."
+            )
+        try:
+            return super().fit(data, **kwargs)
+        except cluster.LOST_WORKER as error:
+            raise DPMixError(
+                "A worker was lost, and with it part of the update under way. Start "
+                "all workers again, this or another number of them: training resumes "
+                "from the last checkpoint, and the repeated updates draw the same "
+                f"examples and noise. TensorFlow said: {error.message[:300]}"
+            ) from error
+
+    def _share_out(self, batches: PoissonBatches):
+        """This process's part of the batches from here on; how many updates there are.
+
+        All processes draw with the first one's seed.
+        """
+        strategy = self.distribute_strategy
+        seed = cluster.seed_from_chief(strategy, batches.seed)
+        batches = batches.starting_at(self.updates, seed=seed)
+        replicas = strategy.num_replicas_in_sync
+        if replicas == 1:
+            return batches.dataset(), len(batches)
+
+        def part(context):
+            each = replicas // context.num_input_pipelines
+            first = each * context.input_pipeline_id
+            return batches.dataset(
+                replicas=range(first, first + each), num_replicas=replicas
+            )
+
+        return strategy.distribute_datasets_from_function(part), len(batches)
+
+    def _maybe_symbolic_build(self, *unused, **also_unused):
+        """Nothing is left to build; Keras's own fails on several replicas' batches."""
+
+    def make_train_function(self, force=False):
+        """Makes what `fit` calls for each update, on one replica or several."""
+        if self.train_function is not None and not force:
+            return
+        strategy = self.distribute_strategy
+
+        def update(batch):
+            logs = strategy.run(self.train_step, args=(batch,))
+            # They are the same on all replicas.
+            return {
+                name: strategy.experimental_local_results(value)[0]
+                for name, value in logs.items()
+            }
+
+        if not self.run_eagerly:
+            update = tf.function(update, reduce_retracing=True, autograph=False)
+
+        def train_function(iterator):
+            started = time.perf_counter()
+            batch = next(iterator)
+            self.input_seconds += time.perf_counter() - started
+            return update(batch)
+
+        self.train_function = train_function
 
     def train_on_batch(self, *arguments, **settings):
         """Refused: nobody would have sampled such a batch."""
@@ -324,6 +405,13 @@ class DPMixModel(keras.Model):
         with tf.control_dependencies([within] if within is not None else []):
             update = tf.identity(self._updates.value)
         result = self._clipped_sum(images, labels, ids, update)
+        size = tf.cast(tf.shape(images)[0], tf.float32)
+        replica = tf.distribute.get_replica_context()
+        if replica.num_replicas_in_sync > 1:
+            result, size = replica.all_reduce(
+                tf.distribute.ReduceOp.SUM, (result, size)
+            )
+        # Equal on all replicas, noise included: it is added once in total.
         gradients = self._mechanism.noisy_mean(result.total, update)
         variables = self.network.trainable_variables
         self.optimizer.apply(gradients, variables)
@@ -331,10 +419,10 @@ class DPMixModel(keras.Model):
         self._updates.assign_add(1)
         logs = {"updates": update + 1}
         if self.private_metrics:
-            size = tf.cast(tf.maximum(tf.shape(images)[0], 1), tf.float32)
+            size = tf.maximum(size, 1.0)
             logs["private_loss"] = result.loss_sum / size
             logs["private_gradient_norm"] = result.norm_sum / size
-            logs["private_clipped"] = tf.cast(result.clipped, tf.float32) / size
+            logs["private_clipped"] = result.clipped / size
             logs["private_non_finite"] = result.non_finite
         return logs
 
@@ -422,3 +510,18 @@ def _unpack(batch):
     if weights is not None:
         raise DPMixError("Batches take no sample weights: every example counts once.")
     return images, labels, tf.range(tf.shape(images)[0], dtype=tf.int64)
+
+
+def _leave_gradients_as_they_are(optimizer: keras.optimizers.Optimizer) -> None:
+    """Keeps a Keras optimizer from adding up the replicas' gradients.
+
+    They are equal already, noise included. Adding up what is not yet noisy is no way
+    out: the optimizer's own clipping, if any, would come before the noise.
+    """
+    if not hasattr(optimizer, "_all_reduce_sum_gradients"):
+        raise DPMixError(
+            f"Keras {keras.__version__} adds gradients up over replicas in a way that "
+            "dpmix_tf does not know: the noise would be wrong. Use one replica, or a "
+            "Keras version that requirements.txt allows."
+        )
+    optimizer._all_reduce_sum_gradients = lambda gradients: gradients

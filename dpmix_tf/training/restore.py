@@ -78,6 +78,7 @@ def restore_network(
         input_shape=tuple(metadata["image_shape"]),
         num_classes=len(metadata["class_names"]),
         arguments=arguments,
+        dtype_policy=config["dtype_policy"],
     )
     _assign("network", network.variables, arrays)
     if weights == "ema":

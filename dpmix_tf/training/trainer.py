@@ -3,11 +3,13 @@
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -24,7 +26,7 @@ from dpmix_tf.models import build_network
 from dpmix_tf.privacy import PrivacyPlan, randomness
 from dpmix_tf.privacy.plan import round_up
 from dpmix_tf.synthetic import SyntheticPool
-from dpmix_tf.training import checkpoints
+from dpmix_tf.training import checkpoints, cluster
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.restore import restore_model
 from dpmix_tf.training.workdir import Metrics, WorkDir
@@ -100,21 +102,34 @@ class Trainer:
 
     Args:
       config: see training/config.py.
-      workdir: made if missing.
+      workdir: made if missing. Of several workers the first one writes there; the
+        others never touch it.
+      strategy: a tf.distribute strategy, see training.cluster; default one replica.
 
     Raises:
       DPMixError: anything wrong with the config, the data or the workdir, or another
         process in it; before any update is made.
     """
 
-    def __init__(self, config: ConfigDict, workdir: str | Path):
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: str | Path,
+        strategy: tf.distribute.Strategy | None = None,
+    ):
         self.config = config
-        self.workdir = WorkDir(workdir, config)
+        self.strategy = strategy or tf.distribute.get_strategy()
+        self.is_chief = cluster.is_chief(self.strategy)
+        self.workdir = WorkDir(workdir, config) if self.is_chief else None
         try:
             self._set_up()
         except BaseException:
-            self.workdir.close()
+            self._close()
             raise
+
+    def _close(self) -> None:
+        if self.workdir is not None:
+            self.workdir.close()
 
     def _set_up(self) -> None:
         config = self.config
@@ -130,29 +145,53 @@ class Trainer:
                 )
         self.dataset = load_dataset(**config.data.to_dict())
         self.plan = make_plan(config, len(self.dataset.train))
-        saved = checkpoints.load_latest(self.workdir.checkpoints)
-        if saved is None and self.workdir.spent_updates():
-            raise DPMixError(
-                f"{self.workdir.path} has spent {self.workdir.spent_updates()} updates "
-                "(privacy.json) and its checkpoints are gone: a new start there would "
-                "spend again and report only once. Use another --workdir, and count "
-                "both."
-            )
+        fingerprint = self.dataset.train.fingerprint()
+        saved = self._load_checkpoint(fingerprint) if self.is_chief else None
         if saved is not None:
-            self._seed = int(saved[1]["seed"], 16)
+            seed = int(saved[1]["seed"], 16)
         else:
-            self._seed = randomness.fresh_seed() if config.seed is None else config.seed
-        self.model = self._build()
+            seed = randomness.fresh_seed() if config.seed is None else config.seed
+        self._seed = cluster.seed_from_chief(self.strategy, seed)
+        self._check_same_data(fingerprint)
+        with self.strategy.scope():
+            self.model = self._build()
         if saved is not None:
-            if saved[1]["data_fingerprint"] != self.dataset.train.fingerprint():
-                raise DPMixError(
-                    f"The training data has changed since {self.workdir.path} was "
-                    "begun. A resumed run repeats its noise, which is safe only on the "
-                    "same examples: put them back, or use another --workdir."
-                )
             restore_model(self.model, *saved)
+        for variable in sum(self.model.state().values(), []):
+            if cluster.num_workers(self.strategy) > 1:
+                variable.assign(cluster.from_chief(self.strategy, np.asarray(variable)))
+        if self.model.updates:
             logging.info("Resuming after update %d.", self.model.updates)
-        self.workdir.write_config()
+        if self.workdir is not None:
+            self.workdir.write_config()
+
+    def _load_checkpoint(self, fingerprint: str):
+        """The latest checkpoint, (arrays, metadata), if it may be gone on from."""
+        assert self.workdir is not None
+        saved = checkpoints.load_latest(self.workdir.checkpoints)
+        spent = self.workdir.spent_updates()
+        if saved is None and spent:
+            raise DPMixError(
+                f"{self.workdir.path} has spent {spent} updates (privacy.json) and its "
+                "checkpoints are gone: a new start there would spend again and report "
+                "only once. Use another --workdir, and count both."
+            )
+        if saved is not None and saved[1]["data_fingerprint"] != fingerprint:
+            raise DPMixError(
+                f"The training data has changed since {self.workdir.path} was begun. A "
+                "resumed run repeats its noise, which is safe only on the same "
+                "examples: put them back, or use another --workdir."
+            )
+        return saved
+
+    def _check_same_data(self, fingerprint: str) -> None:
+        """Refuses to train with workers that hold other examples."""
+        own = np.frombuffer(bytes.fromhex(fingerprint), np.int64)
+        if not np.array_equal(own, cluster.from_chief(self.strategy, own)):
+            raise DPMixError(
+                "This worker's training data differs from the first worker's. Give all "
+                "workers the same files and the same config."
+            )
 
     def _build(self) -> DPMixModel:
         # Initial weights come from the secret seed too: a public, known start would be
@@ -165,6 +204,7 @@ class Trainer:
             input_shape=self.dataset.image_shape,
             num_classes=len(self.dataset.class_names),
             arguments=arguments,
+            dtype_policy=self.config.dtype_policy,
         )
         model = DPMixModel(
             network,
@@ -179,7 +219,12 @@ class Trainer:
             private_metrics=self.config.run.private_metrics,
         )
         model.seed_chosen = self.config.seed is not None
-        model.compile(optimizer=make_optimizer(self.config), metrics=["accuracy"])
+        self._logits = tf.function(model, reduce_retracing=True)
+        model.compile(
+            optimizer=make_optimizer(self.config),
+            metrics=["accuracy"],
+            jit_compile=self.config.run.jit_compile,
+        )
         return model
 
     def run(self) -> dict[str, Any]:
@@ -195,18 +240,21 @@ class Trainer:
           KeyboardInterrupt: stopped by a signal, after the checkpoint.
           DPMixError: a file cannot be written.
         """
-        self.workdir.refuse_if_closed()
+        if self.workdir is not None:
+            self.workdir.refuse_if_closed()
         try:
             return self._run()
         finally:
-            self.workdir.close()
+            self._close()
 
     def _run(self) -> dict[str, Any]:
         run, plan, model = self.config.run, self.plan, self.model
-        metrics = Metrics(self.workdir.path, keep_until=model.updates)
-        if metrics.final is not None:
-            logging.info("%s holds a finished run.", self.workdir.path)
-            return metrics.final
+        metrics = None
+        if self.workdir is not None:
+            metrics = Metrics(self.workdir.path, keep_until=model.updates)
+            if metrics.final is not None:
+                logging.info("%s holds a finished run.", self.workdir.path)
+                return metrics.final
         if model.updates == 0:
             self._checkpoint()  # the seed must survive a stop before the first update
         batches = PoissonBatches(self.dataset.train, plan, seed=self._seed)
@@ -216,6 +264,7 @@ class Trainer:
             unit="update",
             dynamic_ncols=True,
             mininterval=0.5 if os.isatty(2) else 30,
+            disable=not self.is_chief,
         )
         shown: dict[str, str] = {}
         stopping = _StopSignal()
@@ -236,13 +285,17 @@ class Trainer:
                 # shows less than has been.
                 shown["epsilon"] = f"<={round_up(plan.epsilon(stop))}"
                 bar.set_postfix(shown)
+                started, waited = time.perf_counter(), model.input_seconds
                 history = model.fit(
                     batches,
                     steps_per_epoch=stop - model.updates,
                     verbose=0,
                     callbacks=[each_update],
                 )
-                self.workdir.write_privacy(model)
+                waited = model.input_seconds - waited
+                shown["wait"] = f"{waited / (time.perf_counter() - started):.1%}"
+                if self.workdir is not None:
+                    self.workdir.write_privacy(model)
                 reached = model.updates == stop
                 if reached and stop in (
                     plan.updates,
@@ -254,7 +307,8 @@ class Trainer:
                         for name, values in history.history.items()
                         if name.startswith("private_")
                     }
-                    metrics.write("validation", model, event)
+                    if metrics is not None:
+                        metrics.write("validation", model, event)
                     if "validation_accuracy" in event:
                         shown["val_acc"] = f"{event['validation_accuracy']:.4f}"
                         bar.set_postfix(shown)
@@ -266,22 +320,28 @@ class Trainer:
                         "the same command resumes there."
                     )
         event = self._evaluate("test", self.dataset.test)
-        return metrics.write("final", model, event)
+        return metrics.write("final", model, event) if metrics is not None else event
 
     def _evaluate(self, part: str, source: ExampleSource | None) -> dict[str, float]:
         """Accuracy of the raw and of the averaged weights; {} without examples."""
-        if source is None:
+        if source is None or not self.is_chief:
             return {}
         examples = ordered_batches(source, self.config.run.evaluation_batch_size)
-        raw = self.model.evaluate(examples, verbose=0, return_dict=True)
+        raw = self._accuracy(examples)
         with self.model.average.applied():
-            averaged = self.model.evaluate(examples, verbose=0, return_dict=True)
-        return {
-            f"{part}_accuracy": raw["accuracy"],
-            f"{part}_accuracy_ema": averaged["accuracy"],
-        }
+            averaged = self._accuracy(examples)
+        return {f"{part}_accuracy": raw, f"{part}_accuracy_ema": averaged}
+
+    def _accuracy(self, examples: tf.data.Dataset) -> float:
+        """In this process alone, whatever the strategy: the others may wait."""
+        accuracy = keras.metrics.SparseCategoricalAccuracy()
+        for images, labels in examples:
+            accuracy.update_state(labels, self._logits(images))
+        return float(accuracy.result())
 
     def _checkpoint(self) -> None:
+        if self.workdir is None:
+            return
         arrays = {
             f"{group}/{index}": np.asarray(variable)
             for group, variables in self.model.state().items()
