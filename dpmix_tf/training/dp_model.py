@@ -357,14 +357,20 @@ class DPMixModel(keras.Model):
                 for name, value in logs.items()
             }
 
-        if not self.run_eagerly:
-            update = tf.function(update, reduce_retracing=True, autograph=False)
+        traced: dict[Any, Any] = {}
 
         def train_function(iterator):
             started = time.perf_counter()
             batch = next(iterator)
             self.input_seconds += time.perf_counter() - started
-            return update(batch)
+            if self.run_eagerly:
+                return update(batch)
+            spec = iterator.element_spec  # batches of any size: traced once
+            if spec not in traced:
+                traced[spec] = tf.function(
+                    update, input_signature=(spec,), autograph=False
+                )
+            return traced[spec](batch)
 
         self.train_function = train_function
 
