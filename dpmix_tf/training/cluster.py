@@ -1,5 +1,6 @@
 """tf.distribute: one process, several devices, or several machines."""
 
+import contextlib
 import json
 import os
 
@@ -10,8 +11,21 @@ from dpmix_tf.errors import DPMixError
 
 STRATEGIES = ("none", "mirrored", "multi_worker")
 
-# What TensorFlow raises in the surviving workers when one is gone.
-LOST_WORKER = (tf.errors.UnavailableError, tf.errors.AbortedError)
+
+@contextlib.contextmanager
+def lost_workers_reported(strategy: tf.distribute.Strategy):
+    """Says what to do when a worker is gone, in the words of DPMixError."""
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        if num_workers(strategy) == 1:
+            raise
+        raise DPMixError(
+            "A worker was lost, and with it the update under way. Start all workers "
+            "again, this or another number of them: training resumes from the last "
+            "checkpoint, and updates that are repeated draw the same examples and "
+            f"noise. TensorFlow said: {error.message[:300]}"
+        ) from error
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:

@@ -50,7 +50,8 @@ class DPMixModel(keras.Model):
       plan: the privacy budget. Training stops at its last update.
       views: makes K views of one example.
       seed: secret, int in [0, 2**128); default 128 bits from the operating system.
-        Noise and views derive from it. Whoever knows it can take the noise away.
+        Noise and views derive from it. Whoever knows it can take the noise away. Of
+        several workers the first one's counts.
       chunk_size: examples vectorised together; memory and speed, never results beyond
         rounding. Default by the network's shape, see privacy.clipping.
       ema_decay: of the averaged weights, in [0, 1).
@@ -88,6 +89,8 @@ class DPMixModel(keras.Model):
             )
         self.seed_chosen = seed is not None
         seed = randomness.fresh_seed() if seed is None else seed
+        # Workers that drew other noise would train apart.
+        seed = cluster.seed_from_chief(self.distribute_strategy, seed)
         self.network = network
         parts = split_frozen_front(network)
         self._parts = lambda: parts  # as attributes, Keras would save the layers twice
@@ -255,6 +258,12 @@ class DPMixModel(keras.Model):
                 )
         if y is not None:
             raise DPMixError("fit takes PoissonBatches(source, plan), not x and y.")
+        several = cluster.num_workers(self.distribute_strategy) > 1
+        if several and kwargs.get("validation_data") is not None:
+            raise DPMixError(
+                "validation_data is not supported with several workers: call evaluate "
+                "on the network after fit."
+            )
         left = self.plan.updates - self.updates
         if not self.average.follows(self.network.trainable_variables):
             raise DPMixError(
@@ -302,22 +311,8 @@ class DPMixModel(keras.Model):
         if self.distribute_strategy.num_replicas_in_sync > 1:
             # Keras cannot tell how long shared-out data is.
             kwargs["steps_per_epoch"] = steps or available
-        if cluster.num_workers(self.distribute_strategy) == 1:
+        with cluster.lost_workers_reported(self.distribute_strategy):
             return super().fit(data, **kwargs)
-        if kwargs.get("validation_data") is not None:
-            raise DPMixError(
-                "validation_data is not supported with several workers: call evaluate "
-                "on the network after fit."
-            )
-        try:
-            return super().fit(data, **kwargs)
-        except cluster.LOST_WORKER as error:
-            raise DPMixError(
-                "A worker was lost, and with it part of the update under way. Start "
-                "all workers again, this or another number of them: training resumes "
-                "from the last checkpoint, and the repeated updates draw the same "
-                f"examples and noise. TensorFlow said: {error.message[:300]}"
-            ) from error
 
     def _share_out(self, batches: PoissonBatches):
         """This process's part of the batches from here on; how many updates there are.
@@ -325,7 +320,8 @@ class DPMixModel(keras.Model):
         All processes draw with the first one's seed.
         """
         strategy = self.distribute_strategy
-        seed = cluster.seed_from_chief(strategy, batches.seed)
+        with cluster.lost_workers_reported(strategy):
+            seed = cluster.seed_from_chief(strategy, batches.seed)
         batches = batches.starting_at(self.updates, seed=seed)
         replicas = strategy.num_replicas_in_sync
         if replicas == 1:

@@ -122,7 +122,8 @@ class Trainer:
         self.is_chief = cluster.is_chief(self.strategy)
         self.workdir = WorkDir(workdir, config) if self.is_chief else None
         try:
-            self._set_up()
+            with cluster.lost_workers_reported(self.strategy):
+                self._set_up()
         except BaseException:
             self._close()
             raise
