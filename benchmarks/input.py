@@ -1,0 +1,195 @@
+r"""Sampling, reading, and how much of training waits for them.
+
+  python benchmarks/input.py
+  python benchmarks/input.py --data_dir=$HOME/tensorflow_datasets   # CIFAR-10, too
+
+Three tables: drawing one Poisson batch, against tossing a coin for each example;
+reading one from memory, from a memory-mapped .npy file, from image files and from
+TFDS's ArrayRecord; and the share of a private training's time that `fit` waited for
+batches.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+from PIL import Image
+from step import NETWORKS
+
+from dpmix_tf import views
+from dpmix_tf.data import ArraySource, ImageFolderSource, PoissonBatches, load_dataset
+from dpmix_tf.files import write_text_atomic
+from dpmix_tf.privacy import PrivacyPlan
+from dpmix_tf.training import DPMixModel
+
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "TFDS's folder with CIFAR-10 prepared as array_record."
+)
+_EXAMPLES = flags.DEFINE_integer("examples", 100_000, "32x32 images in the files.")
+_BATCH = flags.DEFINE_integer("batch", 1024, "Expected batch size for reading.")
+_REPEATS = flags.DEFINE_integer("repeats", 9, "Batches timed.")
+_JSON = flags.DEFINE_string("json", None, "File to write all figures to.")
+
+IMAGE_FILES = 2_000
+
+
+class Numbers:
+    """As many examples as asked for, that nobody reads."""
+
+    def __init__(self, count):
+        self._count = count
+
+    def __len__(self):
+        return self._count
+
+
+def plan_for(count, batch, updates=1_000):
+    """A plan; its noise does not matter here."""
+    return PrivacyPlan.for_noise(
+        noise_multiplier=1.0,
+        delta=1e-9,
+        num_examples=count,
+        expected_batch_size=batch,
+        updates=updates,
+    )
+
+
+def milliseconds(function):
+    """Median and range over repeats; the first call does not count."""
+    values = []
+    for repeat in range(_REPEATS.value + 1):
+        started = time.perf_counter()
+        function(repeat)
+        values.append(1e3 * (time.perf_counter() - started))
+    return values[1:]
+
+
+def spread(values):
+    """Median and range."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def sampling():
+    """Ours against a coin for every example."""
+    print("| examples | expected batch | skip sampling, ms | a coin each, ms |")
+    print("|---|---|---|---|")
+    results = []
+    for count, batch in (
+        (50_000, 4_096),
+        (10_000_000, 4_096),
+        (10_000_000, 65_536),
+        (10_000_000, 1_000_000),
+    ):
+        batches = PoissonBatches(Numbers(count), plan_for(count, batch), seed=1)
+        generator = np.random.default_rng(1)
+        skips = milliseconds(batches.indices)
+        coins = milliseconds(
+            lambda _, count=count, batch=batch, generator=generator: np.flatnonzero(
+                generator.random(count) < batch / count
+            )
+        )
+        print(f"| {count:,} | {batch:,} | {spread(skips)} | {spread(coins)} |")
+        results.append({"examples": count, "batch": batch, "ms": skips, "coins": coins})
+    return results
+
+
+def make_sources(folder):
+    """(what it is, source) for every way in which examples are kept."""
+    random = np.random.default_rng(0)
+    count = _EXAMPLES.value
+    images = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(count) % 10
+    yield "in memory", ArraySource(images, labels)
+    np.save(folder / "images.npy", images)
+    mapped = np.load(folder / "images.npy", mmap_mode="r")
+    yield "memory-mapped .npy", ArraySource(mapped, labels)
+    for index in range(IMAGE_FILES):
+        path = folder / "png" / str(labels[index]) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[index]).save(path)
+    yield "PNG files", ImageFolderSource(folder / "png", (32, 32, 3))
+    if _DATA_DIR.value:
+        dataset = load_dataset("cifar10", data_dir=_DATA_DIR.value, download=False)
+        yield "TFDS ArrayRecord, PNG (CIFAR-10)", dataset.train
+    else:
+        print("Without --data_dir, TFDS is left out.")
+
+
+def reading(sources):
+    """Drawn, read and decoded, nothing prefetched."""
+    print("\n| kept | examples | batch | one batch, ms | images a second |")
+    print("|---|---|---|---|---|")
+    results = []
+    for name, source in sources:
+        batch = min(_BATCH.value, len(source) // 2)
+        batches = PoissonBatches(source, plan_for(len(source), batch), seed=1)
+        took = milliseconds(lambda t, s=source, b=batches: s.read(b.indices(t)))
+        rate = 1e3 * batch / statistics.median(took)
+        print(f"| {name} | {len(source):,} | {batch} | {spread(took)} | {rate:,.0f} |")
+        results.append({"kept": name, "batch": batch, "ms": took})
+    return results
+
+
+def waiting(sources):
+    """Private training; the share of its time spent waiting for batches."""
+    print("\n| kept | network | K | expected batch | update, ms | waited |")
+    print("|---|---|---|---|---|---|")
+    results = []
+    for name, source in sources:
+        for network in ("convnet", "wide_resnet_16_1"):
+            for count, maker in (
+                (1, views.no_augmentation()),
+                (16, views.self_aug(augment="crop_flip")),
+            ):
+                updates, batch = 12, 256
+                model = DPMixModel(
+                    NETWORKS[network](),
+                    plan=plan_for(len(source), batch, updates),
+                    views=maker,
+                )
+                model.compile(keras.optimizers.SGD(1e-6))
+                batches = PoissonBatches(source, model.plan)
+                model.fit(batches, steps_per_epoch=2, verbose=0)  # traced here
+                model.input_seconds = 0.0
+                started = time.perf_counter()
+                model.fit(batches, verbose=0)
+                took = time.perf_counter() - started
+                share = model.input_seconds / took
+                update = 1e3 * took / (updates - 2)
+                print(
+                    f"| {name} | {network} | {count} | {batch} | {update:.0f} "
+                    f"| {share:.1%} |",
+                    flush=True,
+                )
+                results.append(
+                    {
+                        "kept": name,
+                        "network": network,
+                        "views": count,
+                        "update_ms": update,
+                        "waited": share,
+                    }
+                )
+    return results
+
+
+def main(argv):
+    """Prints three tables; a file gets all figures."""
+    del argv
+    tf.get_logger().setLevel("ERROR")
+    results = {"sampling": sampling()}
+    with tempfile.TemporaryDirectory() as folder:
+        sources = list(make_sources(Path(folder)))
+        results |= {"reading": reading(sources), "waiting": waiting(sources)}
+    if _JSON.value:
+        write_text_atomic(Path(_JSON.value), json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
