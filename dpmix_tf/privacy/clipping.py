@@ -9,13 +9,12 @@ one gradient an example. A loop inside the graph takes chunk after chunk and kee
 nothing but the sum, so memory depends on the chunk and not on the batch.
 """
 
-import contextlib
-import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from dpmix_tf.privacy._vectorization import faster_operations
 from dpmix_tf.privacy.mechanism import GaussianMechanism, Record
 
 # While one chunk waits for its last kernels another one starts; a third never paid.
@@ -167,23 +166,8 @@ def _each(function, inputs, count):
     if count == 1:
         result = function(tuple(part[0] for part in inputs))
         return tf.nest.map_structure(lambda part: part[tf.newaxis], result)
-    with _without_warnings():
+    with faster_operations():
         return tf.vectorized_map(function, inputs)
-
-
-@contextlib.contextmanager
-def _without_warnings():
-    """Keeps vectorized_map from warning that filter gradients are taken in a loop.
-
-    That is one small kernel an example and layer; the rest is vectorised.
-    """
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _sum_where(kept, values):

@@ -130,7 +130,8 @@ class ViewMaker:
           views, float32 [n,K,H,W,C], base, synthetic, mixed, in [0, 1] for uint8 images
           and in the image's own range otherwise; labels, float32 [n,K,classes].
         """
-        draws = self._draws(seeds, tuple(images.shape[1:]))
+        _, height, width, channels = images.shape
+        draws = self._draws(seeds, (height, width, channels))
         labels = tf.cast(labels, tf.float32)
         images = tf.repeat(as_float(images)[:, tf.newaxis], self.base, axis=1)
         pool_labels = tf.repeat(labels[:, tf.newaxis], self.base, axis=1)
@@ -187,7 +188,7 @@ class ViewMaker:
           members of base + synthetic; lambda, float32 [mixed].
         """
         seeds = tf.convert_to_tensor(seed)[tf.newaxis]
-        first, second, lam = self._pairs(self._draws(seeds, tuple(image_shape)).pairs)
+        first, second, lam = self._pairs(self._draws(seeds, image_shape).pairs)
         return first[0], second[0], lam[0]
 
     def _draws(self, seeds: tf.Tensor, image_shape: tuple[int, int, int]) -> "_Numbers":

@@ -52,7 +52,8 @@ def draw_views(
         title = f"{make_views.synthetic} synthetic views, from the public pool"
         groups.append((title, views[base:partners], numbered[base:]))
     if make_views.mixed:
-        first, second, lam = make_views.pairs(key, tuple(image.shape))
+        height, width, channels = image.shape
+        first, second, lam = make_views.pairs(key, (height, width, channels))
         captions = [
             f"{weight:.2f} x view {u}\n+ {1 - weight:.2f} x view {v}\n"
             + _label(soft, class_names)
