@@ -5,7 +5,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3.10 python3 python; do \
 RUN := .venv/bin/python
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench faults museum clean
 
 demo: $(INSTALLED)
 	$(RUN) bin/train.py --config=configs/digits.py --workdir=runs/demo/first
@@ -20,6 +20,18 @@ lint: $(INSTALLED)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# Half an hour. The other libraries are measured where their environments are installed:
+# python benchmarks/peers.py --install.
+bench: $(INSTALLED)
+	$(RUN) benchmarks/report.py
+
+# Half an hour: kills, full disks, damaged checkpoints.
+faults: $(INSTALLED)
+	$(RUN) -m tests.fault_harness --output=docs/faults.md
+
+museum: $(INSTALLED)
+	$(RUN) -m tests.museum.table docs/museum.md
 
 $(INSTALLED): requirements.txt setup.py
 	@if [ -z "$(PYTHON)" ]; then \

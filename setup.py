@@ -18,6 +18,7 @@ COMMANDS = (
     "preview_views",
     "generate_pool",
     "experiment",
+    "audit",
 )
 
 setup(
@@ -33,7 +34,13 @@ setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]==2.21.0"],
         "serving": ["tensorflow-serving-api==2.21.0"],
-        "dev": ["hypothesis==6.168.5", "mypy==2.4.1", "pytest==9.1.1", "ruff==0.17.5"],
+        "dev": [
+            "hypothesis==6.168.5",
+            "mypy==2.4.1",
+            "psutil==7.2.2",  # the benchmarks say what machine they ran on
+            "pytest==9.1.1",
+            "ruff==0.17.5",
+        ],
     },
     entry_points={
         "console_scripts": [

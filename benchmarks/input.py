@@ -1,7 +1,6 @@
 r"""Sampling, reading, and how much of training waits for them.
 
   python benchmarks/input.py
-  python benchmarks/input.py --data_dir=$HOME/tensorflow_datasets   # CIFAR-10, too
 
 Three tables: drawing one Poisson batch, against tossing a coin for each example;
 reading one from memory, from a memory-mapped .npy file, from image files and from
@@ -9,8 +8,10 @@ TFDS's ArrayRecord; and the share of a private training's time that `fit` waited
 batches.
 """
 
+import contextlib
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,21 +19,23 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+import tensorflow_datasets as tfds
 from absl import app, flags
+from networks import NETWORKS
 from PIL import Image
-from step import NETWORKS
 
 from dpmix_tf import views
-from dpmix_tf.data import ArraySource, ImageFolderSource, PoissonBatches, load_dataset
+from dpmix_tf.data import ArraySource, ImageFolderSource, PoissonBatches
+from dpmix_tf.data.sources import TfdsSource
 from dpmix_tf.files import write_text_atomic
 from dpmix_tf.privacy import PrivacyPlan
 from dpmix_tf.training import DPMixModel
 
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "TFDS's folder with CIFAR-10 prepared as array_record."
-)
 _EXAMPLES = flags.DEFINE_integer("examples", 100_000, "32x32 images in the files.")
 _BATCH = flags.DEFINE_integer("batch", 1024, "Expected batch size for reading.")
+_NETWORKS = flags.DEFINE_list(
+    "networks", ["convnet", "wide_resnet_16_1"], "Which ones to train while reading."
+)
 _REPEATS = flags.DEFINE_integer("repeats", 9, "Batches timed.")
 _JSON = flags.DEFINE_string("json", None, "File to write all figures to.")
 
@@ -114,11 +117,28 @@ def make_sources(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images[index]).save(path)
     yield "PNG files", ImageFolderSource(folder / "png", (32, 32, 3))
-    if _DATA_DIR.value:
-        dataset = load_dataset("cifar10", data_dir=_DATA_DIR.value, download=False)
-        yield "TFDS ArrayRecord, PNG (CIFAR-10)", dataset.train
-    else:
-        print("Without --data_dir, TFDS is left out.")
+    tfds.disable_progress_bar()
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="squares",
+        version="1.0.0",
+        data_dir=folder,
+        file_format="array_record",
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(32, 32, 3), encoding_format="png"),
+                "label": tfds.features.ClassLabel(num_classes=10),
+            }
+        ),
+        split_datasets={
+            "train": tf.data.Dataset.from_tensor_slices(
+                {"image": images[:IMAGE_FILES], "label": labels[:IMAGE_FILES]}
+            )
+        },
+        disable_shuffling=True,
+    )
+    builder = tfds.builder("squares", data_dir=folder)
+    records = TfdsSource(builder.as_data_source("train"), (32, 32, 3), "0123456789")
+    yield "TFDS ArrayRecord, PNG", records
 
 
 def reading(sources):
@@ -142,12 +162,12 @@ def waiting(sources):
     print("|---|---|---|---|---|---|")
     results = []
     for name, source in sources:
-        for network in ("convnet", "wide_resnet_16_1"):
+        for network in _NETWORKS.value:
             for count, maker in (
                 (1, views.no_augmentation()),
                 (16, views.self_aug(augment="crop_flip")),
             ):
-                updates, batch = 12, 256
+                updates, batch = 12, min(128, _BATCH.value)
                 model = DPMixModel(
                     NETWORKS[network](),
                     plan=plan_for(len(source), batch, updates),
@@ -185,7 +205,8 @@ def main(argv):
     tf.get_logger().setLevel("ERROR")
     results = {"sampling": sampling()}
     with tempfile.TemporaryDirectory() as folder:
-        sources = list(make_sources(Path(folder)))
+        with contextlib.redirect_stdout(sys.stderr):  # TFDS tells what it prepares
+            sources = list(make_sources(Path(folder)))
         results |= {"reading": reading(sources), "waiting": waiting(sources)}
     if _JSON.value:
         write_text_atomic(Path(_JSON.value), json.dumps(results, indent=1) + "\n")

@@ -18,7 +18,7 @@ from pathlib import Path
 import keras
 import numpy as np
 from absl import app, flags
-from step import NETWORKS
+from networks import NETWORKS
 
 from dpmix_tf import views
 from dpmix_tf.data import ArraySource, PoissonBatches

@@ -33,7 +33,7 @@ def work():
     os.sched_setaffinity(0, {_CORE.value})  # before TensorFlow counts the cores
     import keras
     import numpy as np
-    from step import NETWORKS
+    from networks import NETWORKS
 
     from dpmix_tf import views
     from dpmix_tf.data import ArraySource, PoissonBatches

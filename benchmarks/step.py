@@ -19,33 +19,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
+from networks import NETWORKS
 
 from dpmix_tf import views
 from dpmix_tf.data import Batch
 from dpmix_tf.files import write_text_atomic
-from dpmix_tf.models import convnet, wide_resnet
 from dpmix_tf.privacy import PrivacyPlan
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training import DPMixModel
-
-CIFAR = {"input_shape": (32, 32, 3), "num_classes": 10}
-
-
-def linear_probe():
-    """A frozen WRN-16-4 with a trainable logistic regression on its features."""
-    network = wide_resnet(**CIFAR)
-    for layer in network.layers[:-1]:
-        layer.trainable = False
-    return network
-
-
-NETWORKS = {
-    "digits": lambda: convnet(input_shape=(8, 8, 1), num_classes=10),
-    "convnet": lambda: convnet(**CIFAR, widths=(16, 32, 64)),
-    "wide_resnet_16_1": lambda: wide_resnet(**CIFAR, width=1),
-    "wide_resnet_16_4": lambda: wide_resnet(**CIFAR),
-    "linear_probe": linear_probe,
-}
 
 _NETWORKS = flags.DEFINE_list("networks", list(NETWORKS), "Which networks.")
 _VIEWS = flags.DEFINE_list("views", ["1", "16", "34"], "Which K: 1, 16, 34 or 36.")

@@ -1,5 +1,6 @@
 """Image files: finding, reading, converting and resizing them."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import numpy as np
 from PIL import Image
 
 from dpmix_tf.errors import DPMixError
+
+# A small file can claim any size; decoding this many takes a quarter of a gigabyte.
+MOST_PIXELS = 80_000_000
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 
@@ -45,9 +49,17 @@ def read_image(path: str | Path, image_shape: Sequence[int]) -> np.ndarray:
       DPMixError: names the file that cannot be read.
     """
     try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
-            return fit_image(image, image_shape)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("JPEG", "PNG")) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise ValueError(
+                        f"{image.width}x{image.height}: over {MOST_PIXELS:,} pixels"
+                    )
+                return fit_image(image, image_shape)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises almost anything on a broken file
         raise DPMixError(
             f"Unreadable image: {path} ({error}). Expected a JPEG or PNG file; replace "
             "or remove it."
@@ -55,8 +67,14 @@ def read_image(path: str | Path, image_shape: Sequence[int]) -> np.ndarray:
 
 
 def fit_image(image: Image.Image, image_shape: Sequence[int]) -> np.ndarray:
-    """Converts to grey or RGB and resizes with antialiasing: uint8 [H,W,C]."""
+    """Converts to grey or RGB and resizes with antialiasing: uint8 [H,W,C].
+
+    Sixteen bits are scaled to eight; transparency is dropped; of an animation, the
+    first picture counts.
+    """
     height, width, channels = image_shape
+    if image.mode.startswith("I"):  # Pillow would cut off all above 255
+        image = Image.fromarray((np.asarray(image, np.int64) // 257).astype(np.uint8))
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS)

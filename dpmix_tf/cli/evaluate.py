@@ -25,6 +25,7 @@ def _main(argv: list[str]) -> None:
 
     from dpmix_tf.data import load_dataset, ordered_batches
     from dpmix_tf.training import restore_network
+    from dpmix_tf.training.workdir import read_json
     from dpmix_tf.views.maker import as_float
 
     workdir = Path(_WORKDIR.value)
@@ -33,7 +34,7 @@ def _main(argv: list[str]) -> None:
     for weights in ("raw", "ema"):
         network, metadata = restore_network(workdir, weights=weights)
         if source is None:
-            config = json.loads((workdir / "config.json").read_text())
+            config = read_json(workdir / "config.json")
             config["data"]["data_dir"] = _DATA_DIR.value or config["data"]["data_dir"]
             dataset = load_dataset(**config["data"])
             if list(dataset.class_names) != metadata["class_names"]:

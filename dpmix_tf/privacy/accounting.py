@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable
 
 import dp_accounting
+import numpy as np
 from dp_accounting import pld, rdp
 from scipy import optimize
 
@@ -51,17 +52,55 @@ def epsilon(
 
     Returns:
       Epsilon at `delta`; infinity without noise, 0 without updates.
+
+    Raises:
+      DPMixError: the accountant's arithmetic fails.
     """
     if updates == 0:
         return 0.0
     if noise_multiplier == 0:
         return math.inf
-    event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(noise_multiplier)
-    if sampling_probability < 1:
-        event = dp_accounting.PoissonSampledDpEvent(sampling_probability, event)
     ledger = _fresh_accountant(accountant)
-    ledger.compose(event, updates)
-    return float(ledger.get_epsilon(delta))
+    try:
+        ledger.compose(_event(noise_multiplier, sampling_probability), updates)
+        return float(ledger.get_epsilon(delta))
+    except ValueError as error:  # rounding, where so little is spent
+        raise DPMixError(
+            f"The {accountant.upper()} accountant cannot tell epsilon at "
+            f"noise_multiplier = {noise_multiplier:g}, sampling_probability = "
+            f"{sampling_probability:g}, "
+            f"updates = {updates}, delta = {delta:g}: {error} Use the other accountant."
+        ) from error
+
+
+def _event(
+    noise_multiplier: float, sampling_probability: float
+) -> dp_accounting.DpEvent:
+    """One update."""
+    event = dp_accounting.GaussianDpEvent(noise_multiplier)
+    if sampling_probability < 1:
+        return dp_accounting.PoissonSampledDpEvent(sampling_probability, event)
+    return event
+
+
+@functools.lru_cache(maxsize=512)
+def privacy_curve(
+    *, noise_multiplier: float, sampling_probability: float, updates: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns epsilons, float [n], and delta at each of them, by PLD.
+
+    Together they are the trade-off curve between an attack's errors: whatever it does,
+    its true positive rate is at most e^epsilon times its false one, plus delta (Dong,
+    Roth and Su 2022, proposition 2.12).
+    """
+    # Coarser than for the guarantee, faster, and upper bounds all the same.
+    loss = pld.privacy_loss_distribution.from_gaussian_mechanism(
+        noise_multiplier,
+        sampling_prob=sampling_probability,
+        value_discretization_interval=1e-3,
+    ).self_compose(updates)
+    epsilons = np.concatenate([[0.0], np.geomspace(1e-3, 30.0, 100)])
+    return epsilons, np.asarray(loss.get_delta_for_epsilon(epsilons))
 
 
 def noise_multiplier_for(
@@ -91,7 +130,7 @@ def noise_multiplier_for(
     # neighbourhood, PLD only ever looks near it.
     try:
         start = _noise_reaching(lambda noise: spent(noise, "rdp"), target_epsilon, 1.0)
-    except (DPMixError, ValueError):  # RDP cannot express epsilons this small
+    except DPMixError:  # RDP cannot express epsilons this small
         if accountant == "rdp":
             raise
         start = _MOST_NOISE

@@ -87,6 +87,7 @@ def clipped_gradient_sum(
     *,
     chunk_size: int,
     jit_compile: bool = False,
+    abandoned: tf.Variable | None = None,
 ) -> ClippedSum:
     """Adds up the clipped gradients of a batch.
 
@@ -103,6 +104,8 @@ def clipped_gradient_sum(
         changes with it by rounding alone.
       jit_compile: compile with XLA what is done to a chunk's views. Their shape never
         changes, so that it is compiled once.
+      abandoned: bool; once another thread sets it, the loop ends early, and what comes
+        out must not be used.
 
     Returns:
       ClippedSum; removing one example moves `total` by at most the clip norm.
@@ -152,8 +155,12 @@ def clipped_gradient_sum(
         clipped=tf.constant(0.0),
         non_finite=tf.constant(0.0),
     )
+
+    def goes_on(start, _):
+        return start < count if abandoned is None else (start < count) & ~abandoned
+
     _, result = tf.while_loop(
-        lambda start, _: start < count,
+        goes_on,
         body,
         (tf.constant(0), nothing),
         parallel_iterations=_CHUNKS_IN_FLIGHT,

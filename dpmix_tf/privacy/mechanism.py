@@ -119,6 +119,10 @@ class GaussianMechanism:
         )
         self._expected_batch_size = float(plan.expected_batch_size)
 
+    def reseed(self, seed: int) -> None:
+        """Starts another run's noise."""
+        self._stream.seed.assign(randomness.derive(seed, "noise"))
+
     def zero(self, template: Record) -> Record:
         """Returns the sum of no records: zeros shaped like `template`."""
         return list(self._query.initial_sample_state(template))

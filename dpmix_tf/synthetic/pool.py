@@ -296,17 +296,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             )
         shape = manifest["image_shape"]
         entries = [(e["file"], e["class_name"], e["seed"]) for e in manifest["images"]]
-        if len(shape) != 3 or any(
-            Path(f).is_absolute() or ".." in f for f, _, _ in entries
+        whole = [*shape, *(seed for _, _, seed in entries)]
+        words = [*manifest["class_names"], *(e["sha256"] for e in manifest["images"])]
+        words += [name for _, name, _ in entries]
+        if (
+            len(shape) != 3
+            or any(type(number) is not int for number in whole)
+            or any(not isinstance(word, str) for word in words)
+            or any(Path(f).is_absolute() or ".." in f for f, _, _ in entries)
+            or not {name for _, name, _ in entries} <= set(manifest["class_names"])
         ):
-            raise KeyError("image_shape or file")
+            raise KeyError("image_shape, class_names or images")
         return manifest
     except FileNotFoundError as error:
         raise DPMixError(
             f"{folder} is not a pool: it has no {MANIFEST}. Make one with "
             "bin/generate_pool.py."
         ) from error
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DPMixError(
             f"{path} is not a pool's manifest ({error!r}). Remove it and generate "
             "again: images that are there are kept."
@@ -321,8 +328,10 @@ def decode(data: bytes, path: Path | str, shape: Sequence[int]) -> np.ndarray:
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.size != (shape[1], shape[0]):
+                raise ValueError(f"{image.width}x{image.height} pixels")
             pixels = np.asarray(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow raises almost anything on a broken file
         raise DPMixError(f"Unreadable image: {path} ({error}). {_FIX}") from error
     pixels = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
     if pixels.shape != tuple(shape) or pixels.dtype != np.uint8:

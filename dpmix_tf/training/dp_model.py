@@ -95,6 +95,7 @@ class DPMixModel(keras.Model):
         parts = split_frozen_front(network)
         self._parts = lambda: parts  # as attributes, Keras would save the layers twice
         self._jit_chunks = False
+        self._abandoned = _Flag(self.distribute_strategy)
         self.plan = plan
         self.views = views
         self.chunk_size = self._checked_chunk_size(chunk_size)
@@ -370,6 +371,14 @@ class DPMixModel(keras.Model):
 
         self.train_function = train_function
 
+    def abandon_update(self) -> None:
+        """Makes `fit` fail in the update under way, of which nothing is applied.
+
+        For another thread, where an update takes long; it takes a chunk's time. On
+        several replicas it does nothing. The model does not train again.
+        """
+        self._abandoned.set()
+
     def train_on_batch(self, *arguments, **settings):
         """Refused: nobody would have sampled such a batch."""
         raise DPMixError(
@@ -413,12 +422,12 @@ class DPMixModel(keras.Model):
             result, size = replica.all_reduce(
                 tf.distribute.ReduceOp.SUM, (result, size)
             )
-        # Equal on all replicas, noise included: it is added once in total.
-        gradients = self._mechanism.noisy_mean(result.total, update)
-        variables = self.network.trainable_variables
-        self.optimizer.apply(gradients, variables)
-        self.average.update(update)
-        self._updates.assign_add(1)
+        with tf.control_dependencies(self._abandoned.checks(result)):
+            # Equal on all replicas, noise included: it is added once in total.
+            gradients = self._mechanism.noisy_mean(result.total, update)
+            self.optimizer.apply(gradients, self.network.trainable_variables)
+            self.average.update(update)
+            self._updates.assign_add(1)
         logs = {"updates": update + 1}
         if self.private_metrics:
             size = tf.maximum(size, 1.0)
@@ -487,6 +496,7 @@ class DPMixModel(keras.Model):
             mean_loss,
             chunk_size=self.chunk_size,
             jit_compile=self._jit_chunks,
+            abandoned=self._abandoned.variable,
         )
 
     def _soft_labels(self, labels):
@@ -502,6 +512,29 @@ class DPMixModel(keras.Model):
             "average": list(self.average.averages),
             "updates": [self._updates],
         }
+
+
+class _Flag:
+    """Whether the update under way is abandoned; a plain object, so never saved."""
+
+    def __init__(self, strategy: tf.distribute.Strategy):
+        alone = strategy.num_replicas_in_sync == 1
+        self.variable = tf.Variable(False, trainable=False) if alone else None
+
+    def set(self) -> None:
+        """Raises the flag."""
+        if self.variable is not None:
+            self.variable.assign(True)
+
+    def checks(self, result: ClippedSum) -> list[tf.Operation]:
+        """What must pass before `result` is used: it may be of a part of the batch."""
+        if self.variable is None:
+            return []
+        with tf.control_dependencies([result.loss_sum]):
+            whole = tf.debugging.Assert(
+                ~self.variable, ["The update was abandoned; nothing of it is applied."]
+            )
+        return [whole] if whole is not None else []
 
 
 def _unpack(batch):

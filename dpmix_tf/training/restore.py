@@ -1,6 +1,5 @@
 """From a checkpoint back to a model, or to its network alone."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import build_network
 from dpmix_tf.training.checkpoints import load_latest
 from dpmix_tf.training.dp_model import DPMixModel
-from dpmix_tf.training.workdir import differences
+from dpmix_tf.training.workdir import differences, read_json
 
 
 def restore_model(
@@ -71,7 +70,7 @@ def restore_network(
             f"{workdir} holds no checkpoint. Expected the --workdir of a training run."
         )
     arrays, metadata = saved
-    config = json.loads((workdir / "config.json").read_text())
+    config = read_json(workdir / "config.json")
     arguments = dict(config["network"])
     network = build_network(
         arguments.pop("name"),

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def load_pool(config: ConfigDict, dataset: Dataset) -> SyntheticPool | None:
     """Loads the pool that `config.views` draws from; None where it draws none.
 
     Raises:
-      DPMixError: no path, or a pool that does not fit the data set.
+      DPMixError: no path, or a pool that does not fit the data set, or that holds
+        training images.
     """
     if not config.views.synthetic:
         return None
@@ -86,11 +88,79 @@ def load_pool(config: ConfigDict, dataset: Dataset) -> SyntheticPool | None:
             f"views.synthetic = {config.views.synthetic} needs pool.path: a folder "
             "made by bin/generate_pool.py."
         )
-    return SyntheticPool.load(
+    pool = SyntheticPool.load(
         config.pool.path,
         class_names=dataset.class_names,
         image_shape=dataset.image_shape,
     )
+    _refuse_training_images(pool, dataset.train)
+    return pool
+
+
+def _refuse_training_images(pool: SyntheticPool, source: ExampleSource) -> None:
+    """Looks for examples in the pool; among ten thousand of each if there are more.
+
+    Images that were changed are not found: a pool is public only by where it is from.
+    """
+    known = {hash(pool.images[index].tobytes()) for index in _some(len(pool.images))}
+    indices = _some(len(source))
+    found = 0
+    for start in range(0, len(indices), 500):
+        images, _ = source.read(indices[start : start + 500])
+        found += sum(hash(image.tobytes()) in known for image in images)
+    if found:
+        raise DPMixError(
+            f"The pool holds {found} of the training images themselves. The guarantee "
+            "takes it as public: make it from images that have nothing to do with the "
+            "private ones."
+        )
+
+
+def build_model(
+    config: ConfigDict,
+    dataset: Dataset,
+    plan: PrivacyPlan,
+    seed: int,
+    model_class: Callable[..., DPMixModel] = DPMixModel,
+) -> DPMixModel:
+    """Builds and compiles the model that a config describes, with new weights.
+
+    Raises:
+      DPMixError: the network, its views, its pool or its optimizer is not accepted.
+    """
+    # Initial weights come from the secret seed too: a public, known start would be
+    # fine for privacy, but one seed should repeat the whole run.
+    initial = randomness.derive(seed, "initial weights")
+    keras.utils.set_random_seed(int(initial[0]) % 2**32)
+    arguments = config.network.to_dict()
+    network = build_network(
+        arguments.pop("name"),
+        input_shape=dataset.image_shape,
+        num_classes=len(dataset.class_names),
+        arguments=arguments,
+        dtype_policy=config.dtype_policy,
+    )
+    model = model_class(
+        network,
+        plan=plan,
+        views=ViewMaker(**config.views.to_dict(), pool=load_pool(config, dataset)),
+        seed=seed,
+        chunk_size=config.run.chunk_size,
+        ema_decay=config.ema_decay,
+        private_metrics=config.run.private_metrics,
+    )
+    model.seed_chosen = config.seed is not None
+    model.compile(
+        optimizer=make_optimizer(config),
+        metrics=["accuracy"],
+        jit_compile=config.run.jit_compile,
+    )
+    return model
+
+
+def _some(count: int) -> np.ndarray:
+    """Up to ten thousand indices, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, 10_000)).astype(np.int64))
 
 
 class Trainer:
@@ -195,43 +265,15 @@ class Trainer:
             )
 
     def _build(self) -> DPMixModel:
-        # Initial weights come from the secret seed too: a public, known start would be
-        # fine for privacy, but one seed should repeat the whole run.
-        initial = randomness.derive(self._seed, "initial weights")
-        keras.utils.set_random_seed(int(initial[0]) % 2**32)
-        arguments = self.config.network.to_dict()
-        network = build_network(
-            arguments.pop("name"),
-            input_shape=self.dataset.image_shape,
-            num_classes=len(self.dataset.class_names),
-            arguments=arguments,
-            dtype_policy=self.config.dtype_policy,
-        )
-        model = DPMixModel(
-            network,
-            plan=self.plan,
-            views=ViewMaker(
-                **self.config.views.to_dict(),
-                pool=load_pool(self.config, self.dataset),
-            ),
-            seed=self._seed,
-            chunk_size=self.config.run.chunk_size,
-            ema_decay=self.config.ema_decay,
-            private_metrics=self.config.run.private_metrics,
-        )
-        model.seed_chosen = self.config.seed is not None
+        model = build_model(self.config, self.dataset, self.plan, self._seed)
         self._logits = tf.function(model, reduce_retracing=True)
-        model.compile(
-            optimizer=make_optimizer(self.config),
-            metrics=["accuracy"],
-            jit_compile=self.config.run.jit_compile,
-        )
         return model
 
     def run(self) -> dict[str, Any]:
         """Trains to the plan's last update, then evaluates on the test set once.
 
-        SIGINT and SIGTERM let the update under way end, write a checkpoint and stop.
+        SIGINT and SIGTERM let the update under way end, or abandon it where that takes
+        more than three seconds, write a checkpoint and stop. A second one kills.
 
         Returns:
           The final event of metrics.jsonl: test_accuracy, test_accuracy_ema, epsilon,
@@ -268,7 +310,7 @@ class Trainer:
             disable=not self.is_chief,
         )
         shown: dict[str, str] = {}
-        stopping = _StopSignal()
+        self._stopping = stopping = _StopSignal(model.abandon_update)
 
         def after_update(batch, logs):
             bar.update()
@@ -276,6 +318,7 @@ class Trainer:
 
         each_update = keras.callbacks.LambdaCallback(on_train_batch_end=after_update)
         with bar, stopping:
+            self._evaluate_if_due(metrics, {}, shown)  # killed between the two
             while model.updates < plan.updates:
                 stop = min(
                     plan.updates,
@@ -287,41 +330,58 @@ class Trainer:
                 shown["epsilon"] = f"<={round_up(plan.epsilon(stop))}"
                 bar.set_postfix(shown)
                 started, waited = time.perf_counter(), model.input_seconds
-                history = model.fit(
-                    batches,
-                    steps_per_epoch=stop - model.updates,
-                    verbose=0,
-                    callbacks=[each_update],
-                )
+                history = self._fit(batches, stop - model.updates, each_update)
                 waited = model.input_seconds - waited
                 shown["wait"] = f"{waited / (time.perf_counter() - started):.1%}"
                 if self.workdir is not None:
                     self.workdir.write_privacy(model)
-                reached = model.updates == stop
-                if reached and stop in (
-                    plan.updates,
-                    _next_multiple(stop - 1, run.evaluate_every),
-                ):
-                    event = self._evaluate("validation", self.dataset.validation)
-                    event |= {
-                        name: values[-1]
-                        for name, values in history.history.items()
-                        if name.startswith("private_")
-                    }
-                    if metrics is not None:
-                        metrics.write("validation", model, event)
-                    if "validation_accuracy" in event:
-                        shown["val_acc"] = f"{event['validation_accuracy']:.4f}"
-                        bar.set_postfix(shown)
-                # Last, so that a run that stops before it repeats what it has written.
                 self._checkpoint()
                 if stopping.received:
-                    raise KeyboardInterrupt(
-                        f"Stopped after update {model.updates} of {plan.updates}; "
-                        "the same command resumes there."
-                    )
+                    raise self._stopped()
+                self._evaluate_if_due(metrics, history, shown)
+                bar.set_postfix(shown)
         event = self._evaluate("test", self.dataset.test)
         return metrics.write("final", model, event) if metrics is not None else event
+
+    def _fit(self, batches, updates: int, callback) -> dict[str, list[float]]:
+        """Fits; returns what Keras recorded, nothing of an abandoned update."""
+        try:
+            return self.model.fit(
+                batches, steps_per_epoch=updates, verbose=0, callbacks=[callback]
+            ).history
+        except tf.errors.InvalidArgumentError:
+            if not self._stopping.abandoned:
+                raise
+            return {}
+
+    def _stopped(self) -> KeyboardInterrupt:
+        return KeyboardInterrupt(
+            f"Stopped after update {self.model.updates} of {self.plan.updates}; the "
+            "same command resumes there."
+        )
+
+    def _evaluate_if_due(
+        self,
+        metrics: Metrics | None,
+        history: dict[str, list[float]],
+        shown: dict[str, str],
+    ) -> None:
+        """Evaluates on the validation set at the updates where it is to be done."""
+        updates = self.model.updates
+        due = updates == self.plan.updates or (
+            updates > 0 and updates % self.config.run.evaluate_every == 0
+        )
+        if metrics is None or not due or metrics.reached == updates:
+            return
+        event = self._evaluate("validation", self.dataset.validation)
+        event |= {
+            name: values[-1]
+            for name, values in history.items()
+            if name.startswith("private_")
+        }
+        metrics.write("validation", self.model, event)
+        if "validation_accuracy" in event:
+            shown["val_acc"] = f"{event['validation_accuracy']:.4f}"
 
     def _evaluate(self, part: str, source: ExampleSource | None) -> dict[str, float]:
         """Accuracy of the raw and of the averaged weights; {} without examples."""
@@ -337,6 +397,8 @@ class Trainer:
         """In this process alone, whatever the strategy: the others may wait."""
         accuracy = keras.metrics.SparseCategoricalAccuracy()
         for images, labels in examples:
+            if self._stopping.received:
+                raise self._stopped()
             accuracy.update_state(labels, self._logits(images))
         return float(accuracy.result())
 
@@ -362,27 +424,64 @@ class Trainer:
         checkpoints.prune(self.workdir.checkpoints, self.config.run.keep_checkpoints)
 
 
+_GRACE = 3.0  # seconds that an update may take to end after a signal
+
+
 def _next_multiple(value: int, step: int) -> int:
     return (value // step + 1) * step
 
 
 class _StopSignal:
-    """Notes SIGINT and SIGTERM while its context lasts; the second one kills."""
+    """Notes SIGINT and SIGTERM while its context lasts; the second one kills.
 
-    def __init__(self):
+    Python handles a signal when TensorFlow's call returns, which in a long update may
+    be hours from now; the operating system's byte down a pipe reaches another thread at
+    once.
+    """
+
+    def __init__(self, abandon: Callable[[], None]):
         self.received = False
+        self.abandoned = False
+        self._abandon = abandon
+        self._left = threading.Event()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_StopSignal":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
+            self._pipe = os.pipe()
+            os.set_blocking(self._pipe[1], False)
+            self._wakeup_before = signal.set_wakeup_fd(self._pipe[1])
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
         return self
 
     def _note(self, number, frame) -> None:
         self.received = True
-        self.__exit__()
+        self._restore()
 
-    def __exit__(self, *unused) -> None:
+    def _watch(self) -> None:
+        while not self._left.is_set():
+            byte = os.read(self._pipe[0], 1)
+            if byte[0] in (signal.SIGINT, signal.SIGTERM) and not self._left.wait(
+                _GRACE
+            ):
+                self.abandoned = True
+                self._abandon()
+                return
+
+    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def __exit__(self, *unused) -> None:
+        self._left.set()
+        if not self._before:
+            return
+        self._restore()
+        signal.set_wakeup_fd(self._wakeup_before)
+        os.write(self._pipe[1], b"\0")  # wakes the thread
+        self._thread.join()
+        for end in self._pipe:
+            os.close(end)

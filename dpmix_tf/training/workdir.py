@@ -69,7 +69,7 @@ class WorkDir:
         path = self.path / "config.json"
         if not path.exists():
             return
-        lines = differences(json.loads(path.read_text()), self._config)
+        lines = differences(read_json(path), self._config)
         if lines:
             raise DPMixError(
                 f"{self.path} holds a run with another configuration:\n"
@@ -92,7 +92,13 @@ class WorkDir:
         path = self.path / "privacy.json"
         if not path.exists():
             return 0
-        return int(json.loads(path.read_text())["updates"])
+        updates = read_json(path).get("updates")
+        if type(updates) is not int or updates < 0:
+            raise DPMixError(
+                f"{path} does not say how many updates are spent: updates = "
+                f"{updates!r}. {_DAMAGED}"
+            )
+        return updates
 
     def write_privacy(self, model: DPMixModel) -> None:
         """Writes privacy.json, before anything else that the updates changed.
@@ -131,12 +137,16 @@ class Metrics:
         self._writer = None
         events = []
         if self._path.exists():
-            lines = self._path.read_text().splitlines()
-            events = [json.loads(line) for line in lines if line.endswith("}")]
+            events = _read_events(self._path)
         # A resumed run writes again what came after its checkpoint.
         self._events = [event for event in events if event["updates"] <= keep_until]
         last = self._events[-1] if self._events else {}
         self.final = last if last.get("event") == "final" else None
+
+    @property
+    def reached(self) -> int:
+        """Update of the last event; 0 where there is none."""
+        return self._events[-1]["updates"] if self._events else 0
 
     def write(
         self, kind: str, model: DPMixModel, values: dict[str, float]
@@ -162,6 +172,38 @@ class Metrics:
                 tf.summary.scalar(f"{part}/{rest}", value)
         self._writer.flush()
         return event
+
+
+_DAMAGED = "It was changed or damaged: restore it, or use another --workdir."
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a file that holds one JSON object.
+
+    Raises:
+      DPMixError: it does not.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DPMixError(f"{path} cannot be read: {error}. {_DAMAGED}") from error
+    if not isinstance(value, dict):
+        raise DPMixError(f"{path} is no JSON object. {_DAMAGED}")
+    return value
+
+
+def _read_events(path: Path) -> list[dict[str, Any]]:
+    """The events of metrics.jsonl."""
+    events = []
+    try:
+        for line in path.read_text().splitlines():
+            event = json.loads(line)
+            if not isinstance(event, dict) or type(event.get("updates")) is not int:
+                raise ValueError(f"a line is no event: {line[:60]!r}")
+            events.append(event)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DPMixError(f"{path} cannot be read: {error}. {_DAMAGED}") from error
+    return events
 
 
 def differences(theirs: dict, mine: dict, prefix: str = "") -> list[str]:

@@ -162,7 +162,12 @@ def _layers_of(
         raise DPMixError(
             f"augment must be one of {', '.join(sorted(layers))}; received: {name!r}."
         )
-    return layers[name]()
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")  # whatever networks are built under
+    try:
+        return layers[name]()
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 AUGMENTATIONS = (

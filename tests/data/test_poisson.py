@@ -1,6 +1,9 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import stats
 
 from dpmix_tf.data import ArraySource, PoissonBatches
 from dpmix_tf.errors import DPMixError
@@ -115,3 +118,22 @@ def test_a_plan_for_another_data_set_is_refused():
         PoissonBatches(numbered(20), plan_for(30))
     with pytest.raises(DPMixError, match="start must be"):
         PoissonBatches(numbered(20), plan_for(20, updates=10), start=11)
+
+
+def test_ten_million_examples_are_not_tossed_coins_for():
+    class Many:
+        """Examples that nobody reads."""
+
+        def __len__(self):
+            return 10_000_000
+
+    batches = PoissonBatches(Many(), plan_for(10_000_000, batch=4096), seed=1)
+    batches.indices(0)
+    tracemalloc.start()
+    drawn = batches.indices(1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000  # bytes; a number for every example would be 80 million
+    assert abs(len(drawn) - 4096) < 6 * 4096**0.5
+    # Uniform over the whole range.
+    assert stats.kstest(drawn / 10_000_000, "uniform").pvalue > 1e-4

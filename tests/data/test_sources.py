@@ -235,3 +235,14 @@ def test_real_cifar10_loads(cifar10_dir):
     sizes = [len(part) for part in (loaded.train, loaded.validation, loaded.test)]
     assert sizes == [45_000, 5_000, 10_000]
     assert loaded.class_names[3] == "cat" and loaded.image_shape == (32, 32, 3)
+
+
+def test_a_memory_mapped_array_is_read_by_rows(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 3), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    source = ArraySource(mapped, np.arange(50) % 5)
+    read, labels = source.read(np.array([7, 3, 7]))
+    np.testing.assert_array_equal(read, images[[7, 3, 7]])
+    np.testing.assert_array_equal(labels, [2, 3, 2])
+    assert not isinstance(read, np.memmap)

@@ -361,3 +361,18 @@ def test_two_classes_and_soft_labels_work(source):
     ]
     assert np.any(np.asarray(sums[0][0]) != np.asarray(sums[1][0]))
     np.testing.assert_array_equal(sums[1][0], sums[2][0])
+
+
+def test_nothing_of_an_abandoned_update_is_applied(source):
+    plan = plan_for(len(source), batch=8, noise=1.0, updates=5)
+    model = compiled(plan)
+    batches = PoissonBatches(source, plan, seed=3)
+    model.fit(batches, steps_per_epoch=2, verbose=0)
+    before = [np.array(v) for group in model.state().values() for v in group]
+    model.abandon_update()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="abandoned"):
+        model.fit(batches, steps_per_epoch=2, verbose=0)
+    after = [np.array(v) for group in model.state().values() for v in group]
+    assert model.updates == 2
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(old, new)

@@ -293,12 +293,35 @@ def test_a_second_process_on_the_workdir_is_refused_and_sigterm_checkpoints(tmp_
     assert read(tmp_path, "privacy.json")["updates"] == metadata["updates"]
 
 
-def wait_for_checkpoint(workdir, process):
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_update_that_takes_minutes_is_abandoned_after_a_signal(tmp_path, number):
+    long = command(
+        tmp_path,
+        "--config.views.base=4000",
+        "--config.views.mixed=0",
+        "--config.privacy.expected_batch_size=1200",
+    )
+    with subprocess.Popen(long, stderr=subprocess.PIPE) as process:
+        wait_for_checkpoint(tmp_path, process, "")
+        time.sleep(15)  # it has been traced by now, or is soon
+        process.send_signal(number)
+        sent = time.monotonic()
+        said = process.stderr.read().decode()
+        assert process.wait() == 130, said[-2000:]
+        left = time.monotonic() - sent
+    assert "Stopped after update 0" in said
+    assert left < 60, left  # minutes, were the update not abandoned
+    arrays, metadata = checkpoints.load_latest(tmp_path / "checkpoints")
+    assert metadata["updates"] == arrays["updates/0"] == 0
+    assert read(tmp_path, "privacy.json")["updates"] == 0
+
+
+def wait_for_checkpoint(workdir, process, after="update_000000000.npz"):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if any(
-            path.name > "update_000000000.npz"
-            for path in (workdir / "checkpoints").glob("update_*.npz")
+            path.name > after for path in (workdir / "checkpoints").glob("update_*.npz")
         ):
             return
         time.sleep(0.05)

@@ -1,5 +1,6 @@
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -200,3 +201,16 @@ def test_a_picture_of_the_views_is_drawn(tmp_path):
         path=path,
     )
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_views_stay_float32_under_other_policies(augment):
+    images, labels = examples(2, (16, 16, 3))
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        # A padding that no other test has, so that its layers are made here.
+        make_views = views.dp_mix_self(base=2, mixed=1, augment=augment, padding=7)
+        made, made_labels = make_views(images, labels, seed=1)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert made.dtype == made_labels.dtype == tf.float32

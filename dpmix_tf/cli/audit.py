@@ -1,0 +1,96 @@
+"""Attacks a training with canaries: an empirical lower bound on its epsilon.
+
+python bin/audit.py --config=configs/digits.py --workdir=runs/audit
+
+Trains once with canaries, of which a fair coin puts each in or leaves it out, and tells
+from the training how well it can be guessed which were in. With --runs, trains many
+times with or without one canary. With --trained, tells a finished run's training
+examples from its test examples.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from dpmix_tf.cli import common
+from dpmix_tf.errors import DPMixError
+
+_CONFIG = common.define_config()
+_WORKDIR = common.define_workdir("Folder for audit.json and roc.png. Made if missing.")
+_IMAGES = flags.DEFINE_integer(
+    "image_canaries", 100, "Mislabelled images, and images of noise, to train on."
+)
+_GRADIENTS = flags.DEFINE_integer(
+    "gradient_canaries", 5_000, "Records whose gradient is a single weight."
+)
+_RUNS = flags.DEFINE_integer(
+    "runs", None, "Train so many times, with or without one canary of each kind."
+)
+_CONFIDENCE = flags.DEFINE_float("confidence", 0.95, "Of all bounds together.")
+_SEED = flags.DEFINE_integer("seed", None, "Repeats an audit; default a fresh one.")
+_TRAINED = flags.DEFINE_string("trained", None, "--workdir of a finished training run.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where the data of --trained lies now."
+)
+
+
+def _main(argv: list[str]) -> None:
+    common.require(workdir=_WORKDIR.value)
+    if _CONFIG.value is None and _TRAINED.value is None:
+        raise DPMixError("--config or --trained is missing. See --help.")
+    if _CONFIDENCE.value is None or not 0 < _CONFIDENCE.value < 1:
+        raise DPMixError(f"--confidence must be in (0, 1): {_CONFIDENCE.value}.")
+    from dpmix_tf.files import write_text_atomic
+    from dpmix_tf.training import auditing
+
+    workdir = Path(_WORKDIR.value)
+    result, rocs, claimed = {}, {}, None
+    if _CONFIG.value is not None:
+        shared = {"confidence": _CONFIDENCE.value, "seed": _SEED.value}
+        if _RUNS.value is not None:
+            audit = auditing.audit_many_runs(_CONFIG.value, runs=_RUNS.value, **shared)
+        else:
+            audit = auditing.audit_one_run(
+                _CONFIG.value,
+                image_canaries=_IMAGES.value,
+                gradient_canaries=_GRADIENTS.value,
+                **shared,
+            )
+        result["training"] = audit.to_dict()
+        rocs, claimed = audit.rocs, audit.claimed
+        for name, bounds in audit.bounds.items():
+            for bound in bounds:
+                print(
+                    f"{name}, {bound.method} bound: epsilon >= {bound.epsilon:.3f} "
+                    f"({bound.evidence})"
+                )
+        print(f"\n{audit.verdict()}\n")
+    if _TRAINED.value is not None:
+        curves = auditing.attack_membership(
+            _TRAINED.value, data_dir=_DATA_DIR.value, confidence=_CONFIDENCE.value
+        )
+        result["membership"] = {}
+        for name, curve in curves.items():
+            result["membership"][name] = auditing.describe_roc(curve)
+            rocs[f"membership, {name}"] = curve
+            low, high = curve.auc_interval
+            print(f"membership by {name}: AUC {curve.auc:.3f} ({low:.3f}-{high:.3f})")
+            for rate, (value, low, high) in curve.at.items():
+                print(
+                    f"  found at {rate:.1%} false: {value:.2%} ({low:.2%}-{high:.2%})"
+                )
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(workdir / "audit.json", json.dumps(result, indent=2) + "\n")
+    auditing.draw_rocs(rocs, workdir / "roc.png", claimed=claimed)
+    print(f"Written: {workdir / 'audit.json'}, {workdir / 'roc.png'}")
+
+
+def main() -> None:
+    """Entry point."""
+    common.run(_main, sys.modules[__name__])
+
+
+if __name__ == "__main__":
+    main()

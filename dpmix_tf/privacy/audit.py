@@ -1,0 +1,356 @@
+"""Empirical lower bounds on epsilon: what an attack on a run has shown.
+
+An attack scores canaries, records that were each put in or left out by a fair coin; a
+higher score says "it was in". How well scores tell the two apart bounds epsilon from
+below, with a confidence. A bound above the claimed epsilon refutes the claim. A bound
+below it proves nothing: a better attack may exist.
+
+Three bounds, from the one that assumes least to the strongest:
+
+- `one_run_bound` (Steinke, Nasr and Jagielski 2023, theorem 5.2): all canaries were in
+  one run and may have influenced each other.
+- `clopper_pearson_bound` (Nasr et al. 2021, section 4): scores are independent, as from
+  many runs with one canary each.
+- `gaussian_bound`: scores are independent, and the run is a subsampled Gaussian
+  mechanism with the plan's sampling and updates and unknown noise (after Nasr et al.
+  2023, section 4). For a run that keeps its plan both hold, so that a bound above the
+  claim refutes it all the same.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from scipy import special, stats
+from sklearn import metrics
+
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.privacy import accounting
+from dpmix_tf.privacy.plan import PrivacyPlan
+
+# Shares of the canaries that one_run_bound may guess; the rest are passed over.
+_GUESSED_SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
+
+# Share of the scores on which a threshold is chosen; the others are counted.
+_FOR_THRESHOLD = 0.2
+
+_MOST_EPSILON = 100.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A lower bound on epsilon.
+
+    Attributes:
+      method: which of this module's bounds.
+      epsilon: the bound, 0 or more.
+      confidence: of epsilon being at least that, in (0, 1).
+      evidence: the counts that it rests on, in words.
+    """
+
+    method: str
+    epsilon: float
+    confidence: float
+    evidence: str
+
+
+def check_scores(scores: np.ndarray, included: np.ndarray) -> None:
+    """Refuses scores that nothing can be concluded from.
+
+    Raises:
+      DPMixError: shapes differ, a score is NaN, or all canaries are on one side.
+    """
+    if scores.ndim != 1 or scores.shape != included.shape:
+        raise DPMixError(
+            "scores and included must have one entry a canary; received shapes "
+            f"{scores.shape} and {included.shape}."
+        )
+    if np.isnan(scores).any():
+        raise DPMixError(f"{int(np.isnan(scores).sum())} scores are NaN.")
+    if not 0 < included.sum() < len(included):
+        raise DPMixError(
+            f"All {len(included)} canaries are on one side; use more canaries."
+        )
+
+
+def one_run_bound(
+    scores: np.ndarray, included: np.ndarray, *, delta: float, confidence: float = 0.95
+) -> Bound:
+    """Bounds epsilon from canaries of one run, whatever they do to each other.
+
+    The highest scores are guessed to be in, as many of the lowest to be out. How many
+    are guessed is chosen afterwards among a few shares, which the confidence pays for
+    (Bonferroni).
+
+    Args:
+      scores: float [m].
+      included: bool [m], independent fair coins.
+      delta: at which epsilon is meant.
+      confidence: in (0, 1).
+
+    Returns:
+      The bound.
+
+    Raises:
+      DPMixError: see `check_scores`.
+    """
+    check_scores(scores, included)
+    order = np.argsort(scores, kind="stable")
+    sorted_included = included[order]
+    count = len(scores)
+    best = Bound("one run", 0.0, confidence, "no guess tells canaries apart")
+    for share in _GUESSED_SHARES:
+        each = max(1, int(share * count / 2))
+        correct = int(sorted_included[-each:].sum() + (~sorted_included[:each]).sum())
+        epsilon = _one_run_epsilon(
+            count, 2 * each, correct, delta, (1 - confidence) / len(_GUESSED_SHARES)
+        )
+        if epsilon > best.epsilon:
+            evidence = f"{correct} of {2 * each} guesses right, {count} canaries"
+            best = Bound("one run", epsilon, confidence, evidence)
+    return best
+
+
+def _one_run_epsilon(
+    count: int, guesses: int, correct: int, delta: float, level: float
+) -> float:
+    """Largest epsilon at which so many right guesses are less likely than `level`."""
+
+    def likelihood(epsilon: float) -> float:
+        right = special.expit(epsilon)  # P[a guess is right], at most
+        tail = stats.binom.sf(correct - 1, guesses, right)
+        below = stats.binom.pmf(np.arange(correct - 1, -1, -1), guesses, right)
+        excess = np.cumsum(below) / np.arange(1, correct + 1)
+        return tail + 2 * count * delta * (excess.max() if correct else 0.0)
+
+    if likelihood(0.0) > level:
+        return 0.0
+    low, high = 0.0, _MOST_EPSILON
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (middle, high) if likelihood(middle) <= level else (low, middle)
+    return low
+
+
+def clopper_pearson_bound(
+    scores: np.ndarray,
+    included: np.ndarray,
+    *,
+    delta: float,
+    confidence: float = 0.95,
+) -> Bound:
+    """Bounds epsilon from independent scores, by rates at a threshold.
+
+    Args:
+      scores: float [m], in random order: the first fifth chooses the threshold.
+      included: bool [m].
+      delta: at which epsilon is meant.
+      confidence: in (0, 1).
+
+    Returns:
+      The bound.
+
+    Raises:
+      DPMixError: see `check_scores`.
+    """
+
+    def shown(rates: "_Rates") -> float:
+        return rates.epsilon(delta)
+
+    rates = _rates_at_best_threshold(scores, included, confidence, shown)
+    epsilon = max(0.0, shown(rates))
+    return Bound("Clopper-Pearson", epsilon, confidence, rates.evidence)
+
+
+def gaussian_bound(
+    scores: np.ndarray,
+    included: np.ndarray,
+    *,
+    plan: PrivacyPlan,
+    confidence: float = 0.95,
+) -> Bound:
+    """Bounds epsilon from independent scores of a run with unknown Gaussian noise.
+
+    Every noise multiplier has a trade-off curve (that of the plan's sampling and
+    updates); those under which the rates seen could not be are ruled out. The bound is
+    epsilon at the smallest that is ruled out.
+
+    Args:
+      scores: float [m], in random order: the first fifth chooses the threshold.
+      included: bool [m].
+      plan: sampling, updates and delta; its noise is only where the search starts.
+      confidence: in (0, 1).
+
+    Returns:
+      The bound; at most about ten times the plan's epsilon, beyond which the search
+      does not go.
+
+    Raises:
+      DPMixError: see `check_scores`; or a plan without noise.
+    """
+    if not plan.noise_multiplier > 0:
+        raise DPMixError("gaussian_bound needs a plan with noise_multiplier > 0.")
+
+    def separation(rates: "_Rates") -> float:
+        return float(special.ndtri(rates.true_low) - special.ndtri(rates.false_high))
+
+    rates = _rates_at_best_threshold(scores, included, confidence, separation)
+
+    def ruled_out(exponent: int) -> bool:
+        noise = plan.noise_multiplier * _NOISE_STEP**exponent
+        epsilons, deltas = _privacy_curve(plan, noise)
+        return rates.impossible(epsilons, deltas)
+
+    # Ruled out from some noise upwards: bisection on a grid.
+    low, high = -_NOISE_STEPS_BELOW, _NOISE_STEPS_ABOVE
+    if not ruled_out(high):
+        return Bound("Gaussian", 0.0, confidence, rates.evidence)
+    if ruled_out(low):
+        high = low
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if ruled_out(middle) else (middle, high)
+    epsilon = accounting.epsilon(
+        noise_multiplier=plan.noise_multiplier * _NOISE_STEP**high,
+        sampling_probability=plan.sampling_probability,
+        updates=plan.updates,
+        delta=plan.delta,
+    )
+    return Bound("Gaussian", epsilon, confidence, rates.evidence)
+
+
+# Noise multipliers that gaussian_bound tries: the plan's times powers of this, from a
+# quarter of it to eight times it.
+_NOISE_STEP = 1.01
+_NOISE_STEPS_BELOW, _NOISE_STEPS_ABOVE = 139, 209
+
+
+def _privacy_curve(plan: PrivacyPlan, noise: float) -> tuple[np.ndarray, np.ndarray]:
+    return accounting.privacy_curve(
+        noise_multiplier=noise,
+        sampling_probability=plan.sampling_probability,
+        updates=plan.updates,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rates:
+    """Bounds on an attack's rates, both at once with the confidence asked for."""
+
+    true_low: float  # of "in" among those that were
+    false_high: float  # of "in" among those that were not
+    evidence: str
+
+    def epsilon(self, delta: float) -> float:
+        """What they show by the definition of (epsilon, delta)."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = np.array(
+                [
+                    (self.true_low - delta) / self.false_high,
+                    (1 - self.false_high - delta) / (1 - self.true_low),
+                ]
+            )
+            return float(np.log(np.maximum(ratios, 1e-300)).max())
+
+    def impossible(self, epsilons: np.ndarray, deltas: np.ndarray) -> bool:
+        """Whether they break any of these (epsilon, delta) guarantees."""
+        factors = np.exp(epsilons)
+        return bool(
+            np.any(self.true_low > factors * self.false_high + deltas)
+            or np.any(1 - self.false_high > factors * (1 - self.true_low) + deltas)
+        )
+
+
+def _rates_at_best_threshold(scores, included, confidence, value) -> _Rates:
+    """The rates at the threshold of most `value`, chosen on other scores."""
+    check_scores(scores, included)
+    split = max(2, int(_FOR_THRESHOLD * len(scores)))
+    first, rest = (scores[:split], included[:split]), (scores[split:], included[split:])
+    check_scores(*rest)
+    candidates = np.quantile(first[0], np.linspace(0.002, 0.998, 250))
+    rates = _rates(*first, candidates, confidence)
+    best = int(np.argmax([value(rate) for rate in rates]))
+    return _rates(*rest, candidates[best : best + 1], confidence)[0]
+
+
+def _rates(scores, included, thresholds, confidence) -> list[_Rates]:
+    """Clopper-Pearson limits at each threshold, half of the doubt for each rate."""
+    level = (1 - confidence) / 2
+    true, false = (
+        len(side) - np.searchsorted(np.sort(side), thresholds, side="right")
+        for side in (scores[included], scores[~included])
+    )
+    positives, negatives = int(included.sum()), int((~included).sum())
+    with np.errstate(invalid="ignore", divide="ignore"):
+        low = stats.beta.ppf(level, true, positives - true + 1)
+        high = stats.beta.ppf(1 - level, false + 1, negatives - false)
+    low = np.where(true == 0, 0.0, low)
+    high = np.where(false == negatives, 1.0, high)
+    return [
+        _Rates(
+            float(low[i]),
+            float(high[i]),
+            f"{true[i]} of {positives} found, {false[i]} of {negatives} wrongly",
+        )
+        for i in range(len(thresholds))
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Roc:
+    """How an attack trades true for false positives.
+
+    Attributes:
+      false_positive_rates: float [n], from 0 to 1.
+      true_positive_rates: float [n], at those.
+      auc: area under the curve.
+      auc_interval: its confidence interval (Hanley and McNeil 1982).
+      at: false positive rate -> (true positive rate, low, high) by Clopper-Pearson.
+    """
+
+    false_positive_rates: np.ndarray
+    true_positive_rates: np.ndarray
+    auc: float
+    auc_interval: tuple[float, float]
+    at: dict[float, tuple[float, float, float]]
+
+
+def roc(
+    scores: np.ndarray,
+    included: np.ndarray,
+    *,
+    confidence: float = 0.95,
+    rates: tuple[float, ...] = (0.001, 0.01),
+) -> Roc:
+    """Computes an attack's ROC.
+
+    Args:
+      scores: float [m], higher for "in".
+      included: bool [m].
+      confidence: of the intervals, in (0, 1).
+      rates: false positive rates to report the true positive rate at.
+
+    Returns:
+      Roc. Ties between scores count half.
+
+    Raises:
+      DPMixError: see `check_scores`.
+    """
+    check_scores(scores, included)
+    positives, negatives = int(included.sum()), int((~included).sum())
+    wrong, found, _ = metrics.roc_curve(included, scores, drop_intermediate=False)
+    auc = float(metrics.auc(wrong, found))
+    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = (
+        auc * (1 - auc)
+        + (positives - 1) * (q1 - auc**2)
+        + (negatives - 1) * (q2 - auc**2)
+    ) / (positives * negatives)
+    reach = special.ndtri((1 + confidence) / 2) * math.sqrt(max(variance, 0.0))
+    at = {}
+    for rate in rates:
+        share = found[np.searchsorted(wrong, rate, side="right") - 1]
+        test = stats.binomtest(round(share * positives), positives)
+        interval = test.proportion_ci(confidence)
+        at[rate] = (float(share), float(interval.low), float(interval.high))
+    return Roc(wrong, found, auc, (max(0.0, auc - reach), min(1.0, auc + reach)), at)

@@ -1,0 +1,263 @@
+r"""Kills, fills up and damages real commands many times; counts what is lost.
+
+  make faults
+  python -m tests.fault_harness --kills=50 --output=docs/faults.md
+
+Every command is one that a user would run. After each fault the same command runs
+again; what it ends with is compared with a run that nobody disturbed, to the last bit.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+
+from dpmix_tf.files import write_text_atomic
+from dpmix_tf.training import checkpoints
+from tests.conftest import ROOT
+
+_KILLS = flags.DEFINE_integer("kills", 50, "Random moments at which each is killed.")
+_FLIPS = flags.DEFINE_integer("flips", 50, "Random bits flipped, and cuts made.")
+_OUTPUT = flags.DEFINE_string("output", None, "File to write the table to.")
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+def train(workdir):
+    config = ROOT / "tests" / "training" / "resume_config.py"
+    return [ROOT / "bin" / "train.py", f"--config={config}", f"--workdir={workdir}"]
+
+
+def generate(pool):
+    return [
+        ROOT / "bin" / "generate_pool.py",
+        f"--config={ROOT / 'configs' / 'digits_diff.py'}",
+        f"--config.pool.path={pool}",
+        "--config.pool.images_per_class=40",
+    ]
+
+
+def run(command, **settings):
+    """Runs to its end; (status, what it said)."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **settings,
+    )
+    return done.returncode, done.stdout
+
+
+def kill_after(command, seconds):
+    """Whether the command was killed; it may have ended before."""
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        process.wait(seconds)
+        return False
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return True
+
+
+def check_workdir(workdir):
+    """What a stranger finds there is whole, and no less is said to be spent than is."""
+    saved = list((workdir / "checkpoints").glob("update_*.npz"))
+    reached = 0
+    for path in saved:
+        _, metadata = checkpoints._load(path)
+        reached = max(reached, metadata["updates"])
+    spent = 0
+    if (workdir / "privacy.json").exists():
+        spent = json.loads((workdir / "privacy.json").read_text())["updates"]
+    assert spent >= reached, f"{spent} updates on record, {reached} in a checkpoint"
+    if (workdir / "config.json").exists():
+        json.loads((workdir / "config.json").read_text())
+
+
+def digest(folder, names):
+    """SHA-256 of files, by name."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name in names(path):
+            total.update(str(path.relative_to(folder)).encode())
+            total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def last_arrays(workdir):
+    arrays, metadata = checkpoints.load_latest(workdir / "checkpoints")
+    return arrays, metadata["updates"]
+
+
+def same_run(one, other):
+    """Whether two finished runs have the same weights, epsilon and metrics."""
+    (arrays, updates), (others, other_updates) = last_arrays(one), last_arrays(other)
+    return (
+        updates == other_updates
+        and all(np.array_equal(arrays[name], others[name]) for name in arrays)
+        and (one / "privacy.json").read_text() == (other / "privacy.json").read_text()
+        and (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+    )
+
+
+def kill_training(folder, kills, counts):
+    """Kills trainings anywhere between their start and their end."""
+    whole = folder / "whole"
+    started = time.perf_counter()
+    status, said = run(train(whole))
+    assert status == 0, said[-2000:]
+    takes = time.perf_counter() - started
+    done = 0
+    while done < kills:
+        workdir = folder / f"killed{done}"
+        while True:  # until one start gets to the end
+            if done < kills and kill_after(train(workdir), random.uniform(0, takes)):
+                done += 1
+                counts["kills"] += 1
+                if workdir.exists():
+                    check_workdir(workdir)
+                continue
+            status, said = run(train(workdir))
+            assert status == 0, said[-2000:]
+            break
+        counts["resumed" if same_run(workdir, whole) else "lost"] += 1
+        shutil.rmtree(workdir)
+
+
+def kill_generation(folder, kills, counts):
+    """Kills the filling of a pool."""
+    whole = folder / "whole_pool"
+    started = time.perf_counter()
+    status, said = run(generate(whole))
+    assert status == 0, said[-2000:]
+    takes = time.perf_counter() - started
+
+    def content(pool):
+        return digest(pool, lambda path: {path.name} if path.suffix == ".png" else ())
+
+    done = 0
+    while done < kills:
+        pool = folder / f"pool{done}"
+        while done < kills and kill_after(generate(pool), random.uniform(0, takes)):
+            done += 1
+            counts["kills"] += 1
+        status, said = run(generate(pool))
+        assert status == 0, said[-2000:]
+        manifests = [
+            json.loads((p / "manifest.json").read_text()) for p in (pool, whole)
+        ]
+        same = manifests[0] == manifests[1] and content(pool) == content(whole)
+        counts["resumed" if same else "lost"] += 1
+        shutil.rmtree(pool)
+
+
+def damage_checkpoints(folder, times, counts):
+    """Flips a bit of the newest checkpoint, or cuts it short, and reads it again."""
+    workdir = folder / "whole"
+    newest = sorted((workdir / "checkpoints").glob("update_*.npz"))[-1]
+    content = newest.read_bytes()
+    expected, updates = last_arrays(workdir)
+    for time_ in range(times):
+        damaged = bytearray(content)
+        if time_ % 2:
+            damaged = damaged[: random.randrange(len(damaged))]
+        else:
+            place = random.randrange(len(damaged))
+            damaged[place] ^= 1 << random.randrange(8)
+        newest.write_bytes(damaged)
+        counts["damages"] += 1
+        arrays, reached = last_arrays(workdir)
+        if reached < updates:
+            counts["fell back"] += 1
+        elif all(np.array_equal(arrays[name], expected[name]) for name in expected):
+            counts["harmless"] += 1  # padding, a time stamp
+        else:
+            counts["lost"] += 1
+    newest.write_bytes(content)
+
+
+def full_disk(folder, counts):
+    """A file system of two megabytes, then one that cannot be written to."""
+    small = folder / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        print("A small file system cannot be mounted here: full disk not tried.")
+        return
+    try:
+        workdir = small / "run"
+        status, said = run(train(workdir))
+        counts["full disks"] += 1
+        assert status == 2 and "The disk is full" in said, said[-2000:]
+        check_workdir(workdir)
+        counts["refused"] += 1
+        remount = ["mount", "-o", "remount,size=20m", str(small)]
+        subprocess.run(remount, check=True)
+        status, said = run(train(workdir))
+        assert status == 0, said[-2000:]
+        counts["resumed" if same_run(workdir, folder / "whole") else "lost"] += 1
+        subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+        status, said = run(train(small / "other"))
+        counts["read-only"] += 1
+        assert status == 2 and "Traceback" not in said, said[-2000:]
+        counts["refused"] += 1
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def main(argv):
+    """Runs everything; prints and writes one table."""
+    del argv
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for what, fault in (
+            ("training", lambda c: kill_training(folder, _KILLS.value, c)),
+            ("pool generation", lambda c: kill_generation(folder, _KILLS.value, c)),
+            (
+                "newest checkpoint",
+                lambda c: damage_checkpoints(folder, _FLIPS.value, c),
+            ),
+            ("disk", lambda c: full_disk(folder, c)),
+        ):
+            counts = Counter({"lost": 0})
+            fault(counts)
+            figures = ", ".join(f"{count} {name}" for name, count in counts.items())
+            rows.append(f"| {what} | {figures} |")
+            print(rows[-1], flush=True)
+    page = (
+        "# Faults\n\n"
+        "Written by `make faults`. Kills are SIGKILL at random moments from start to "
+        "end; after them the same command is run to its end and compared, to the last "
+        "bit, with a run that nobody disturbed (weights, epsilon, metrics; images and "
+        "manifest). Checkpoints had one bit flipped or were cut short.\n\n"
+        "| what | counts |\n|---|---|\n" + "\n".join(rows) + "\n"
+    )
+    if _OUTPUT.value:
+        write_text_atomic(ROOT / _OUTPUT.value, page)
+    if any(" 0 lost" not in row for row in rows):
+        sys.exit("Something was lost.")
+
+
+if __name__ == "__main__":
+    app.run(main)
