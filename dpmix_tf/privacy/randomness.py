@@ -56,7 +56,9 @@ class Stream:
     """One stream's seed, in a variable.
 
     Graphs get written to TensorBoard and SavedModels, and constants with them; a
-    variable of a plain object is written nowhere.
+    variable of a plain object is written nowhere. And a variable made in the scope of a
+    tf.distribute strategy holds the first worker's value in all of them, so that all
+    draw the same noise.
 
     Attributes:
       seed: int64 [2].

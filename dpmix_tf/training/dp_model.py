@@ -89,8 +89,6 @@ class DPMixModel(keras.Model):
             )
         self.seed_chosen = seed is not None
         seed = randomness.fresh_seed() if seed is None else seed
-        # Workers that drew other noise would train apart.
-        seed = cluster.seed_from_chief(self.distribute_strategy, seed)
         self.network = network
         parts = split_frozen_front(network)
         self._parts = lambda: parts  # as attributes, Keras would save the layers twice
