@@ -5,6 +5,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import keras
 import numpy as np
 import pytest
 
@@ -31,6 +32,19 @@ def tiny_network(num_classes=10, input_shape=(8, 8, 1)):
     return convnet(
         input_shape=input_shape, num_classes=num_classes, widths=(8,), groups=4
     )
+
+
+def train_command(workdir, *more):
+    """Trains tests/training/resume_config.py; after the interpreter."""
+    config = ROOT / "tests" / "training" / "resume_config.py"
+    train = ROOT / "bin" / "train.py"
+    return [str(train), f"--config={config}", f"--workdir={workdir}", *more]
+
+
+@pytest.fixture(autouse=True)
+def same_initial_weights():
+    """A tolerance that holds today holds tomorrow."""
+    keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -21,21 +21,17 @@ from pathlib import Path
 
 import numpy as np
 from absl import app, flags
+from PIL import Image
 
 from dpmix_tf.files import write_text_atomic
 from dpmix_tf.training import checkpoints
-from tests.conftest import ROOT
+from tests.conftest import ROOT, train_command
 
 _KILLS = flags.DEFINE_integer("kills", 50, "Random moments at which each is killed.")
 _FLIPS = flags.DEFINE_integer("flips", 50, "Random bits flipped, and cuts made.")
 _OUTPUT = flags.DEFINE_string("output", None, "File to write the table to.")
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
-
-
-def train(workdir):
-    config = ROOT / "tests" / "training" / "resume_config.py"
-    return [ROOT / "bin" / "train.py", f"--config={config}", f"--workdir={workdir}"]
 
 
 def generate(pool):
@@ -47,7 +43,7 @@ def generate(pool):
     ]
 
 
-def run(command, **settings):
+def run(command):
     """Runs to its end; (status, what it said)."""
     done = subprocess.run(
         [sys.executable, *map(str, command)],
@@ -56,7 +52,6 @@ def run(command, **settings):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        **settings,
     )
     return done.returncode, done.stdout
 
@@ -94,13 +89,21 @@ def check_workdir(workdir):
         json.loads((workdir / "config.json").read_text())
 
 
-def digest(folder, names):
-    """SHA-256 of files, by name."""
+def check_pool(pool):
+    """Every image under its final name is whole, and so is the manifest."""
+    for path in pool.rglob("*.png"):
+        with Image.open(path) as image:
+            image.load()
+    if (pool / "manifest.json").exists():
+        json.loads((pool / "manifest.json").read_text())
+
+
+def images_of(pool):
+    """SHA-256 of a pool's images and their names."""
     total = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name in names(path):
-            total.update(str(path.relative_to(folder)).encode())
-            total.update(path.read_bytes())
+    for path in sorted(pool.rglob("*.png")):
+        total.update(str(path.relative_to(pool)).encode())
+        total.update(path.read_bytes())
     return total.hexdigest()
 
 
@@ -120,54 +123,54 @@ def same_run(one, other):
     )
 
 
-def kill_training(folder, kills, counts):
-    """Kills trainings anywhere between their start and their end."""
-    whole = folder / "whole"
+def kill(command_for, whole, kills, counts, *, check, same):
+    """Kills a command anywhere between its start and its end, then lets it end.
+
+    Args:
+      command_for: folder -> the command that fills it.
+      whole: folder for the run that nobody disturbs.
+      kills: how many.
+      counts: is added to.
+      check: what must hold in a folder after a kill.
+      same: whether two finished folders hold the same.
+    """
     started = time.perf_counter()
-    status, said = run(train(whole))
+    status, said = run(command_for(whole))
     assert status == 0, said[-2000:]
     takes = time.perf_counter() - started
     done = 0
     while done < kills:
-        workdir = folder / f"killed{done}"
+        folder = whole.with_name(f"{whole.name}_killed{done}")
         for _ in range(min(random.randint(1, 4), kills - done)):
-            if kill_after(train(workdir), random.uniform(0, takes)):
+            if kill_after(command_for(folder), random.uniform(0, takes)):
                 done += 1
                 counts["kills"] += 1
-            if workdir.exists():
-                check_workdir(workdir)
-        status, said = run(train(workdir))
+            if folder.exists():
+                check(folder)
+        status, said = run(command_for(folder))
         assert status == 0, said[-2000:]
-        counts["resumed to the same end" if same_run(workdir, whole) else "lost"] += 1
-        shutil.rmtree(workdir)
+        counts["resumed to the same end" if same(folder, whole) else "lost"] += 1
+        shutil.rmtree(folder)
+
+
+def same_pool(one, other):
+    """Whether two pools have the same images and manifest."""
+    one_manifest, other_manifest = (
+        json.loads((pool / "manifest.json").read_text()) for pool in (one, other)
+    )
+    return one_manifest == other_manifest and images_of(one) == images_of(other)
+
+
+def kill_training(folder, kills, counts):
+    """Kills trainings."""
+    whole = folder / "whole"
+    kill(train_command, whole, kills, counts, check=check_workdir, same=same_run)
 
 
 def kill_generation(folder, kills, counts):
     """Kills the filling of a pool."""
     whole = folder / "whole_pool"
-    started = time.perf_counter()
-    status, said = run(generate(whole))
-    assert status == 0, said[-2000:]
-    takes = time.perf_counter() - started
-
-    def content(pool):
-        return digest(pool, lambda path: {path.name} if path.suffix == ".png" else ())
-
-    done = 0
-    while done < kills:
-        pool = folder / f"pool{done}"
-        for _ in range(min(random.randint(1, 4), kills - done)):
-            if kill_after(generate(pool), random.uniform(0, takes)):
-                done += 1
-                counts["kills"] += 1
-        status, said = run(generate(pool))
-        assert status == 0, said[-2000:]
-        manifests = [
-            json.loads((p / "manifest.json").read_text()) for p in (pool, whole)
-        ]
-        same = manifests[0] == manifests[1] and content(pool) == content(whole)
-        counts["resumed to the same end" if same else "lost"] += 1
-        shutil.rmtree(pool)
+    kill(generate, whole, kills, counts, check=check_pool, same=same_pool)
 
 
 def damage_checkpoints(folder, times, counts):
@@ -196,7 +199,7 @@ def damage_checkpoints(folder, times, counts):
 
 
 def full_disk(folder, counts):
-    """A file system of ten pages, then one that cannot be written to."""
+    """A file system of forty kilobytes, then one that cannot be written to."""
     small = folder / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(small)]
@@ -205,18 +208,18 @@ def full_disk(folder, counts):
         return
     try:
         workdir = small / "run"
-        status, said = run(train(workdir))
+        status, said = run(train_command(workdir))
         counts["full disks"] += 1
         assert status == 2 and "The disk is full" in said, said[-2000:]
         check_workdir(workdir)
         counts["refused"] += 1
         remount = ["mount", "-o", "remount,size=20m", str(small)]
         subprocess.run(remount, check=True)
-        status, said = run(train(workdir))
+        status, said = run(train_command(workdir))
         assert status == 0, said[-2000:]
         counts["resumed" if same_run(workdir, folder / "whole") else "lost"] += 1
         subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
-        status, said = run(train(small / "other"))
+        status, said = run(train_command(small / "other"))
         counts["read-only"] += 1
         assert status == 2 and "Traceback" not in said, said[-2000:]
         counts["refused"] += 1

@@ -40,12 +40,14 @@ def _main(argv: list[str]) -> None:
     common.require(workdir=_WORKDIR.value)
     if _CONFIG.value is None and _TRAINED.value is None:
         raise DPMixError("--config or --trained is missing. See --help.")
-    if _CONFIDENCE.value is None or not 0 < _CONFIDENCE.value < 1:
-        raise DPMixError(f"--confidence must be in (0, 1): {_CONFIDENCE.value}.")
     from dpmix_tf.files import write_text_atomic
     from dpmix_tf.training import auditing
 
     workdir = Path(_WORKDIR.value)
+    try:  # before anything is trained
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DPMixError(f"Cannot make the workdir {workdir}: {error}.") from error
     result, rocs, claimed = {}, {}, None
     if _CONFIG.value is not None:
         shared = {"confidence": _CONFIDENCE.value, "seed": _SEED.value}
@@ -81,7 +83,6 @@ def _main(argv: list[str]) -> None:
                 print(
                     f"  found at {rate:.1%} false: {value:.2%} ({low:.2%}-{high:.2%})"
                 )
-    workdir.mkdir(parents=True, exist_ok=True)
     write_text_atomic(workdir / "audit.json", json.dumps(result, indent=2) + "\n")
     auditing.draw_rocs(rocs, workdir / "roc.png", claimed=claimed)
     print(f"Written: {workdir / 'audit.json'}, {workdir / 'roc.png'}")

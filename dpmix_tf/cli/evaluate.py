@@ -23,9 +23,8 @@ def _main(argv: list[str]) -> None:
     common.require(workdir=_WORKDIR.value)
     import keras
 
-    from dpmix_tf.data import load_dataset, ordered_batches
-    from dpmix_tf.training import restore_network
-    from dpmix_tf.training.workdir import read_json
+    from dpmix_tf.data import ordered_batches
+    from dpmix_tf.training.restore import restore_data, restore_network
     from dpmix_tf.views.maker import as_float
 
     workdir = Path(_WORKDIR.value)
@@ -34,14 +33,7 @@ def _main(argv: list[str]) -> None:
     for weights in ("raw", "ema"):
         network, metadata = restore_network(workdir, weights=weights)
         if source is None:
-            config = read_json(workdir / "config.json")
-            config["data"]["data_dir"] = _DATA_DIR.value or config["data"]["data_dir"]
-            dataset = load_dataset(**config["data"])
-            if list(dataset.class_names) != metadata["class_names"]:
-                raise DPMixError(
-                    f"The model's classes are {metadata['class_names']}, the data's "
-                    f"{list(dataset.class_names)}."
-                )
+            dataset = restore_data(workdir, metadata, data_dir=_DATA_DIR.value)
             source = getattr(dataset, _SPLIT.value)
             if source is None:
                 raise DPMixError(

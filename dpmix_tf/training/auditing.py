@@ -40,9 +40,8 @@ from dpmix_tf.privacy.audit import (
 )
 from dpmix_tf.privacy.plan import round_up
 from dpmix_tf.training.dp_model import DPMixModel
-from dpmix_tf.training.restore import restore_network
+from dpmix_tf.training.restore import restore_data, restore_network
 from dpmix_tf.training.trainer import build_model, make_plan
-from dpmix_tf.training.workdir import read_json
 from dpmix_tf.views.maker import as_float
 
 _CANARY_LENGTH = 10.0  # clip norms: clipping has something to do
@@ -423,6 +422,9 @@ def audit_one_run(
     Raises:
       DPMixError: a config that does not train, or a number out of range.
     """
+    _check_confidence(confidence)
+    if image_canaries + gradient_canaries == 0:
+        raise DPMixError("There are no canaries: nothing can be audited.")
     seed = randomness.fresh_seed() if seed is None else seed
     experiment = _Experiment(config, image_canaries, gradient_canaries, seed)
     random = np.random.default_rng(randomness.derive(seed, "coins").view("u8"))
@@ -456,6 +458,7 @@ def audit_many_runs(
     Raises:
       DPMixError: see audit_one_run; too few runs.
     """
+    _check_confidence(confidence)
     if runs < 20:
         raise DPMixError(f"runs must be 20 or more, received: {runs}.")
     seed = randomness.fresh_seed() if seed is None else seed
@@ -476,6 +479,11 @@ def audit_many_runs(
     return _conclude(experiment, attacks, confidence, independent=True)
 
 
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise DPMixError(f"confidence must be in (0, 1), received: {confidence}.")
+
+
 def _conclude(
     experiment: _Experiment,
     attacks: dict[str, tuple[np.ndarray, np.ndarray]],
@@ -484,10 +492,6 @@ def _conclude(
     independent: bool,
 ) -> Audit:
     """Bounds from scores; together they hold with the confidence asked for."""
-    if not 0 < confidence < 1:
-        raise DPMixError(f"confidence must be in (0, 1), received: {confidence}.")
-    if not attacks:
-        raise DPMixError("There are no canaries: nothing can be audited.")
     each = 1 - (1 - confidence) / (2 * len(attacks))
     delta, bounds, rocs = experiment.plan.delta, {}, {}
     for name, (scores, included) in attacks.items():
@@ -528,15 +532,9 @@ def attack_membership(
     Raises:
       DPMixError: no run, no checkpoint, or other data.
     """
+    _check_confidence(confidence)
     network, metadata = restore_network(workdir)
-    config = read_json(Path(workdir) / "config.json")
-    config["data"]["data_dir"] = data_dir or config["data"]["data_dir"]
-    dataset = load_dataset(**config["data"])
-    if list(dataset.class_names) != metadata["class_names"]:
-        raise DPMixError(
-            f"The model's classes are {metadata['class_names']}, the data's "
-            f"{list(dataset.class_names)}."
-        )
+    dataset = restore_data(workdir, metadata, data_dir=data_dir)
     losses, odds, labels = {}, {}, {}
     for name, source in (("in", dataset.train), ("out", dataset.test)):
         random = np.random.default_rng(0)

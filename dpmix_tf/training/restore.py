@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from dpmix_tf.data import Dataset, load_dataset
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import build_network
 from dpmix_tf.training.checkpoints import load_latest
@@ -84,6 +85,29 @@ def restore_network(
         _assign("average", network.trainable_variables, arrays)
     del metadata["seed"]
     return network, metadata
+
+
+def restore_data(
+    workdir: str | Path, metadata: dict[str, Any], *, data_dir: str | None = None
+) -> Dataset:
+    """Loads the data that a run was trained on, cut as it was then.
+
+    Args:
+      workdir: of the run.
+      metadata: from restore_network.
+      data_dir: where the data lies now; default where it was for training.
+
+    Raises:
+      DPMixError: the data is not there, or has other classes.
+    """
+    settings = read_json(Path(workdir) / "config.json")["data"]
+    dataset = load_dataset(**settings | {"data_dir": data_dir or settings["data_dir"]})
+    if list(dataset.class_names) != metadata["class_names"]:
+        raise DPMixError(
+            f"The model's classes are {metadata['class_names']}, the data's "
+            f"{list(dataset.class_names)}."
+        )
+    return dataset
 
 
 def _assign(group: str, variables, arrays: dict[str, np.ndarray]) -> None:

@@ -216,14 +216,14 @@ class Trainer:
                 )
         self.dataset = load_dataset(**config.data.to_dict())
         self.plan = make_plan(config, len(self.dataset.train))
-        fingerprint = self.dataset.train.fingerprint()
-        saved = self._load_checkpoint(fingerprint) if self.is_chief else None
+        self._fingerprint = self.dataset.train.fingerprint()
+        saved = self._load_checkpoint() if self.is_chief else None
         if saved is not None:
             seed = int(saved[1]["seed"], 16)
         else:
             seed = randomness.fresh_seed() if config.seed is None else config.seed
         self._seed = cluster.seed_from_chief(self.strategy, seed)
-        self._check_same_data(fingerprint)
+        self._check_same_data()
         with self.strategy.scope():
             self.model = self._build()
         if saved is not None:
@@ -236,7 +236,7 @@ class Trainer:
         if self.workdir is not None:
             self.workdir.write_config()
 
-    def _load_checkpoint(self, fingerprint: str):
+    def _load_checkpoint(self):
         """The latest checkpoint, (arrays, metadata), if it may be gone on from."""
         assert self.workdir is not None
         saved = checkpoints.load_latest(self.workdir.checkpoints)
@@ -247,7 +247,7 @@ class Trainer:
                 "checkpoints are gone: a new start there would spend again and report "
                 "only once. Use another --workdir, and count both."
             )
-        if saved is not None and saved[1]["data_fingerprint"] != fingerprint:
+        if saved is not None and saved[1]["data_fingerprint"] != self._fingerprint:
             raise DPMixError(
                 f"The training data has changed since {self.workdir.path} was begun. A "
                 "resumed run repeats its noise, which is safe only on the same "
@@ -255,9 +255,9 @@ class Trainer:
             )
         return saved
 
-    def _check_same_data(self, fingerprint: str) -> None:
+    def _check_same_data(self) -> None:
         """Refuses to train with workers that hold other examples."""
-        own = np.frombuffer(bytes.fromhex(fingerprint), np.int64)
+        own = np.frombuffer(bytes.fromhex(self._fingerprint), np.int64)
         if not np.array_equal(own, cluster.from_chief(self.strategy, own)):
             raise DPMixError(
                 "This worker's training data differs from the first worker's. Give all "
@@ -418,7 +418,7 @@ class Trainer:
             "class_names": self.dataset.class_names,
             "image_shape": self.dataset.image_shape,
             "pool_digest": pool.digest if pool else None,
-            "data_fingerprint": self.dataset.train.fingerprint(),
+            "data_fingerprint": self._fingerprint,
         }
         checkpoints.save(self.workdir.checkpoints, arrays, metadata)
         checkpoints.prune(self.workdir.checkpoints, self.config.run.keep_checkpoints)

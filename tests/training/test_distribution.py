@@ -15,7 +15,7 @@ from scipy import stats
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.training import Trainer, checkpoints, cluster, dp_model, make_strategy
-from tests.conftest import ROOT
+from tests.conftest import ROOT, train_command
 from tests.training import replica_run, resume_config
 
 
@@ -29,7 +29,7 @@ def free_addresses(count):
     return addresses
 
 
-def start(commands, **settings):
+def start(commands):
     """Starts one process a command; several form a cluster of workers."""
     workers = free_addresses(len(commands))
     processes = []
@@ -47,7 +47,6 @@ def start(commands, **settings):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                **settings,
             )
         )
     return processes
@@ -148,16 +147,6 @@ def test_replicas_share_a_batch_without_overlap_or_loss():
                 np.testing.assert_array_equal(same, ids)
 
 
-def train_command(workdir, strategy):
-    config = ROOT / "tests" / "training" / "resume_config.py"
-    return [
-        ROOT / "bin" / "train.py",
-        f"--config={config}",
-        f"--workdir={workdir}",
-        f"--strategy={strategy}",
-    ]
-
-
 def updates_spent(workdir):
     path = workdir / "privacy.json"
     return json.loads(path.read_text())["updates"] if path.exists() else 0
@@ -169,7 +158,10 @@ def test_a_lost_worker_is_reported_and_one_process_goes_on(tmp_path):
     Trainer(resume_config.get_config(), whole).run()
     elsewhere = tmp_path / "elsewhere"  # no worker but the first writes
     chief, worker = start(
-        [train_command(lost, "multi_worker"), train_command(elsewhere, "multi_worker")]
+        [
+            train_command(folder, "--strategy=multi_worker")
+            for folder in (lost, elsewhere)
+        ]
     )
     while updates_spent(lost) < 10:
         assert chief.poll() is None and worker.poll() is None
@@ -182,7 +174,7 @@ def test_a_lost_worker_is_reported_and_one_process_goes_on(tmp_path):
     assert not elsewhere.exists()
     spent = updates_spent(lost)
     assert 10 <= spent < 60
-    finish(start([train_command(lost, "none")]))
+    finish(start([train_command(lost)]))
     for name in ("privacy.json", "config.json"):
         assert (lost / name).read_text() == (whole / name).read_text()
     # 60 updates have blown up what rounding in another order began.

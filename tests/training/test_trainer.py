@@ -14,7 +14,7 @@ from dpmix_tf.data import ArraySource
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import PrivacyPlan
 from dpmix_tf.training import Trainer, checkpoints, default_config, restore_network
-from tests.conftest import ROOT
+from tests.conftest import train_command
 
 
 def small_config(**privacy):
@@ -267,13 +267,7 @@ def test_a_workdir_is_held_from_the_moment_it_is_opened(tmp_path):
 
 
 def command(workdir, *more):
-    return [
-        sys.executable,
-        str(ROOT / "bin" / "train.py"),
-        f"--config={ROOT / 'tests' / 'training' / 'resume_config.py'}",
-        f"--workdir={workdir}",
-        *more,
-    ]
+    return [sys.executable, *train_command(workdir, *more)]
 
 
 @pytest.mark.slow
