@@ -19,6 +19,7 @@ COMMANDS = (
     "generate_pool",
     "experiment",
     "audit",
+    "export",
 )
 
 setup(
@@ -30,10 +31,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.12",  # tensorflow-privacy 0.9.0 asks for < 3.12
     packages=find_packages(include=["dpmix_tf", "dpmix_tf.*"]),
+    package_data={"dpmix_tf.serving": ["*.schema.json"]},
     install_requires=REQUIREMENTS,
     extras_require={
         "gpu": ["tensorflow[and-cuda]==2.21.0"],
-        "serving": ["tensorflow-serving-api==2.21.0"],
         "dev": [
             "hypothesis==6.168.5",
             "mypy==2.4.1",

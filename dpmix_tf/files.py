@@ -3,12 +3,15 @@
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from dpmix_tf.errors import DPMixError
+
+TEMPORARY = ".dpmix_tf_"  # how the names of folders that are being written begin
 
 
 def write_atomic(
@@ -40,25 +43,63 @@ def write_atomic(
             os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise DPMixError(
-            f"Cannot write {path}: {error.strerror or error}. "
-            + (
-                "The disk is full; what was there before is untouched. Free space and "
-                "run the same command again."
-                if full
-                else "Choose a folder that can be written to."
-            )
-        ) from error
+        raise cannot_write(path, error) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def write_folder_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Writes a folder under a hidden temporary name, then renames it into place.
+
+    Args:
+      path: where to; must not exist, its own folder must.
+      write: is handed an empty folder.
+
+    Raises:
+      DPMixError: the disk is full, or the folder cannot be written to.
+    """
+    path = Path(path)
     try:
-        os.fsync(folder)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=TEMPORARY))
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        write(temporary)
+        for entry in (temporary, *temporary.rglob("*")):
+            os.chmod(entry, (0o777 if entry.is_dir() else 0o666) & ~_umask())
+            _sync(entry)
+        os.rename(temporary, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
     finally:
-        os.close(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+    _sync(path.parent)
+
+
+def cannot_write(path: Path, error: OSError) -> DPMixError:
+    """Says why a file or folder was not written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return DPMixError(
+        f"Cannot write {path}: {error.strerror or error}. "
+        + (
+            "The disk is full; what was there before is untouched. Free space and "
+            "run the same command again."
+            if full
+            else "Choose a folder that can be written to."
+        )
+    )
+
+
+def _sync(path: Path) -> None:
+    """Makes sure that a power failure does not undo what was written."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:

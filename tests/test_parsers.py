@@ -93,10 +93,8 @@ def test_a_manifest_is_read_or_refused(tmp_path, data):
 def test_what_is_spent_is_read_or_refused(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("run")
     (folder / "privacy.json").write_bytes(data)
-    reader = workdir.WorkDir.__new__(workdir.WorkDir)
-    reader.path = folder
     try:
-        updates = reader.spent_updates()
+        updates = workdir.spent_updates(folder)
     except DPMixError as error:
         assert "privacy.json" in str(error)
         return

@@ -4,6 +4,7 @@ python bin/privacy.py --num_examples=50000 --delta=1e-5 \
       --epsilon=8 --updates=2400 --batch_size=4096
 python bin/privacy.py --num_examples=50000 --delta=1e-5 \
       --noise_multiplier=3 --updates=2500 --batch_size=4096 --picture=epsilon.png
+python bin/privacy.py --card=models/digits
 """
 
 import json
@@ -32,9 +33,15 @@ _FORMAT = flags.DEFINE_enum("format", "table", ["table", "json"], "How to print.
 _PICTURE = flags.DEFINE_string(
     "picture", None, "Write a picture of epsilon against updates to this PNG file."
 )
+_CARD = flags.DEFINE_string(
+    "card", None, "Print the privacy card of this exported model, and nothing else."
+)
 
 
 def _main(argv: list[str]) -> None:
+    if _CARD.value is not None:
+        _print_card(_CARD.value)
+        return
     common.require(num_examples=_NUM_EXAMPLES.value, delta=_DELTA.value)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -61,6 +68,14 @@ def _main(argv: list[str]) -> None:
         print("\n" + plan.statement())
     if _PICTURE.value:
         draw_curve(plan, _PICTURE.value)
+
+
+def _print_card(path: str) -> None:
+    from dpmix_tf.serving.privacy_card import read_card, to_markdown
+
+    card = read_card(path)
+    as_json = _FORMAT.value == "json"
+    print(json.dumps(card, indent=2) if as_json else to_markdown(card), end="")
 
 
 def _solve() -> PrivacyPlan:

@@ -61,11 +61,7 @@ def _main(argv: list[str]) -> None:
     print("Next:")
     print(f"  python bin/evaluate.py --workdir={workdir}")
     print(f"  python bin/predict.py --workdir={workdir} image.png ...")
-    print("Export a SavedModel of the averaged weights (images in [0, 1] -> logits):")
-    print(
-        '  python -c "from dpmix_tf.training import restore_network; '
-        f"restore_network('{workdir}')[0].export('models/{workdir.name}/1')\""
-    )
+    print(f"  python bin/export.py --workdir={workdir} --output=models/{workdir.name}")
 
 
 def main() -> None:

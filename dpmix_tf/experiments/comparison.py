@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_text_atomic
+from dpmix_tf.training.workdir import final_event
 
 # What each arm changes in `config.views`; base augmentation and the rest stay the
 # config's.
@@ -156,15 +157,6 @@ def _refuse_other_options(root: Path, options: Sequence[str]) -> None:
     else:
         root.mkdir(parents=True, exist_ok=True)
         write_text_atomic(path, json.dumps(list(options)))
-
-
-def final_event(workdir: Path) -> dict[str, Any] | None:
-    """The last line of a finished run's metrics.jsonl; None if it has not finished."""
-    path = workdir / "metrics.jsonl"
-    if not path.exists():
-        return None
-    last = json.loads(path.read_text().splitlines()[-1])
-    return last if last["event"] == "final" else None
 
 
 def table(finals: Mapping[Run, Mapping[str, Any]], metric: str) -> str:

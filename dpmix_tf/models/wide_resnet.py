@@ -5,6 +5,7 @@ from keras import layers, ops
 
 
 @keras.saving.register_keras_serializable("dpmix_tf")
+@keras.saving.register_keras_serializable(package="dpmix_tf")
 class StandardizedConv2D(layers.Conv2D):
     """Conv2D with scaled weight standardisation (Brock et al. 2021, equation 1).
 
@@ -27,6 +28,14 @@ class StandardizedConv2D(layers.Conv2D):
         fan_in = kernel.shape[0] * kernel.shape[1] * kernel.shape[2]
         scale = self.gain * ops.rsqrt(ops.maximum(variance * fan_in, 1e-4))
         return super().convolution_op(inputs, (kernel - mean) * scale)
+
+    def save_own_variables(self, store):
+        """Keras's convolutions save their kernel and bias alone."""
+        layers.Layer.save_own_variables(self, store)
+
+    def load_own_variables(self, store):
+        """See save_own_variables."""
+        layers.Layer.load_own_variables(self, store)
 
 
 def wide_resnet(

@@ -11,6 +11,18 @@ import numpy as np
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import accounting
 
+ADJACENCY = (
+    "data sets that differ by adding or removing one example (one image with its label)"
+)
+NOT_COVERED = (
+    "hyperparameters chosen by looking at the same data",
+    "numbers computed without noise, such as training loss or validation accuracy",
+    "the number of examples, which is taken as public",
+    "other releases made from the same data",
+    "people who appear in more than one example",
+    "floating-point effects of the noise generator",
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrivacyPlan:
@@ -204,8 +216,7 @@ class PrivacyPlan:
         return (
             f"Guarantee: publishing the weights after {updates:,} updates is "
             f"({shown}, {self.delta:g})-differentially private: epsilon = {shown}, "
-            f"delta = {self.delta:g}. Adjacency: data sets that differ "
-            "by adding or removing one example (one image with its label). Computed "
+            f"delta = {self.delta:g}. Adjacency: {ADJACENCY}. Computed "
             f"with dp-accounting {metadata.version('dp-accounting')}, "
             f"{self.accountant.upper()} accountant.\n"
             f"It assumes: each of {self.num_examples:,} examples joined each update's "
@@ -227,12 +238,7 @@ class PrivacyPlan:
                 if seed_chosen
                 else ""
             )
-            + "\n"
-            "It does not cover: hyperparameters chosen by looking at the same data; "
-            "numbers computed without noise, such as training loss or validation "
-            "accuracy; the number of examples, which is taken as public; other "
-            "releases made from the same data; people who appear in more than one "
-            "example; floating-point effects of the noise generator."
+            + f"\nIt does not cover: {'; '.join(NOT_COVERED)}."
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -172,12 +172,14 @@ class SyntheticPool:
       labels: int32 [P], increasing; indices into class_names.
       class_names: the data set's, in its order.
       digest: SHA-256 of the manifest's list of files and their digests.
+      folder: where it was loaded from; None for one made in memory.
     """
 
     images: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
     digest: str
+    folder: str | None = None
 
     @classmethod
     def load(
@@ -249,6 +251,7 @@ class SyntheticPool:
             labels=np.array([label_of[e["class_name"]] for e in entries], np.int32),
             class_names=names,
             digest=hashlib.sha256(listing.encode()).hexdigest(),
+            folder=str(folder.absolute()),
         )
 
     def __len__(self) -> int:

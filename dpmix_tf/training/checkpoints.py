@@ -65,8 +65,11 @@ def load_latest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | 
         try:
             return _load(path)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            # Not its message: that may quote the file, and the seed is in the file.
             logging.warning(
-                "Checkpoint %s is broken (%s); trying the one before it.", path, error
+                "Checkpoint %s is broken (%s); trying the one before it.",
+                path,
+                type(error).__name__,
             )
     if paths:
         raise DPMixError(

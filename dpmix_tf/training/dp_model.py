@@ -27,6 +27,7 @@ from dpmix_tf.views.maker import as_float
 _COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
+@keras.saving.register_keras_serializable(package="dpmix_tf")
 class DPMixModel(keras.Model):
     """Trains `network` under `plan` on views made by `views`.
 
@@ -43,6 +44,10 @@ class DPMixModel(keras.Model):
       model = DPMixModel(network, plan=plan, views=dp_mix_self(augment="crop_flip"))
       model.compile(optimizer=keras.optimizers.SGD(4.0), metrics=["accuracy"])
       model.fit(PoissonBatches(source, plan), validation_data=(images, labels))
+
+    `model.save("x.keras")` and `keras.models.load_model` keep network, plan, views,
+    optimizer, averages and the count of updates, and not the secret seed: what was
+    loaded goes on with a fresh one. `model.network` is an ordinary Keras model.
 
     Args:
       network: Keras model, float images [n,H,W,C] -> logits [n,classes]; uint8 images
@@ -501,6 +506,51 @@ class DPMixModel(keras.Model):
         if labels.shape.rank == 1:
             return tf.one_hot(labels, self.num_classes)
         return tf.cast(tf.ensure_shape(labels, [None, self.num_classes]), tf.float32)
+
+    def get_config(self) -> dict[str, Any]:
+        """What `from_config` makes an equal model of, the seed left out."""
+        return {
+            "name": self.name,
+            "network": keras.saving.serialize_keras_object(self.network),
+            "plan": self.plan.to_dict(),
+            "views": self.views.to_dict(),
+            "chunk_size": self.chunk_size,
+            "ema_decay": self.average.decay,
+            "private_metrics": self.private_metrics,
+            "seed_chosen": self.seed_chosen,
+            "assume_poisson": self.assume_poisson,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects=None) -> "DPMixModel":
+        """Makes the model again, with a fresh seed.
+
+        Raises:
+          DPMixError: the pool of synthetic images is gone or has changed.
+        """
+        config = dict(config)
+        history = {name: config.pop(name) for name in ("seed_chosen", "assume_poisson")}
+        config["network"] = keras.saving.deserialize_keras_object(
+            config["network"], custom_objects=custom_objects
+        )
+        config["plan"] = PrivacyPlan(**config["plan"])
+        config["views"] = ViewMaker.from_dict(config["views"])
+        model = cls(**config)
+        for name, value in history.items():  # the updates so far were made under it
+            setattr(model, name, value)
+        return model
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """What `compile` was given, for Keras to save."""
+        config = super().get_compile_config()
+        if not config:
+            return config
+        ours = {name: config[name] for name in ("optimizer", "metrics", "run_eagerly")}
+        return ours | {"jit_compile": self._jit_chunks}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a loaded model as the saved one was."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
 
     def state(self) -> dict[str, list[Any]]:
         """Variables that a checkpoint must hold besides the run's seed, by group."""

@@ -30,7 +30,8 @@ from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training import checkpoints, cluster
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.restore import restore_model
-from dpmix_tf.training.workdir import Metrics, WorkDir
+from dpmix_tf.training.software import versions
+from dpmix_tf.training.workdir import Metrics, WorkDir, spent_updates
 from dpmix_tf.views import ViewMaker
 
 
@@ -217,6 +218,7 @@ class Trainer:
         self.dataset = load_dataset(**config.data.to_dict())
         self.plan = make_plan(config, len(self.dataset.train))
         self._fingerprint = self.dataset.train.fingerprint()
+        self._software = versions()
         saved = self._load_checkpoint() if self.is_chief else None
         if saved is not None:
             seed = int(saved[1]["seed"], 16)
@@ -240,7 +242,7 @@ class Trainer:
         """The latest checkpoint, (arrays, metadata), if it may be gone on from."""
         assert self.workdir is not None
         saved = checkpoints.load_latest(self.workdir.checkpoints)
-        spent = self.workdir.spent_updates()
+        spent = spent_updates(self.workdir.path)
         if saved is None and spent:
             raise DPMixError(
                 f"{self.workdir.path} has spent {spent} updates (privacy.json) and its "
@@ -417,8 +419,10 @@ class Trainer:
             "plan": self.plan.to_dict(),
             "class_names": self.dataset.class_names,
             "image_shape": self.dataset.image_shape,
+            "views_per_example": self.model.views.views_per_example,
             "pool_digest": pool.digest if pool else None,
             "data_fingerprint": self._fingerprint,
+            "software": self._software,
         }
         checkpoints.save(self.workdir.checkpoints, arrays, metadata)
         checkpoints.prune(self.workdir.checkpoints, self.config.run.keep_checkpoints)

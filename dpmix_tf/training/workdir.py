@@ -87,19 +87,6 @@ class WorkDir:
             private=True,
         )
 
-    def spent_updates(self) -> int:
-        """Updates on record in privacy.json; 0 where there is none."""
-        path = self.path / "privacy.json"
-        if not path.exists():
-            return 0
-        updates = read_json(path).get("updates")
-        if type(updates) is not int or updates < 0:
-            raise DPMixError(
-                f"{path} does not say how many updates are spent: updates = "
-                f"{updates!r}. {_DAMAGED}"
-            )
-        return updates
-
     def write_privacy(self, model: DPMixModel) -> None:
         """Writes privacy.json, before anything else that the updates changed.
 
@@ -107,7 +94,7 @@ class WorkDir:
         caught up, what had been spent stands.
         """
         plan = model.plan
-        updates = max(model.updates, self.spent_updates())
+        updates = max(model.updates, spent_updates(self.path))
         epsilon = plan.epsilon(updates)
         spent = {
             "epsilon": epsilon if math.isfinite(epsilon) else None,
@@ -140,8 +127,7 @@ class Metrics:
             events = _read_events(self._path)
         # A resumed run writes again what came after its checkpoint.
         self._events = [event for event in events if event["updates"] <= keep_until]
-        last = self._events[-1] if self._events else {}
-        self.final = last if last.get("event") == "final" else None
+        self.final = _final(self._events)
 
     @property
     def reached(self) -> int:
@@ -190,6 +176,39 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DPMixError(f"{path} is no JSON object. {_DAMAGED}")
     return value
+
+
+def spent_updates(workdir: Path) -> int:
+    """Updates on record in a run's privacy.json; 0 where there is none.
+
+    Raises:
+      DPMixError: it is damaged.
+    """
+    path = workdir / "privacy.json"
+    if not path.exists():
+        return 0
+    updates = read_json(path).get("updates")
+    if type(updates) is not int or updates < 0:
+        raise DPMixError(
+            f"{path} does not say how many updates are spent: updates = "
+            f"{updates!r}. {_DAMAGED}"
+        )
+    return updates
+
+
+def final_event(workdir: Path) -> dict[str, Any] | None:
+    """What a finished run wrote last to metrics.jsonl; None if it has not finished.
+
+    Raises:
+      DPMixError: the file is damaged.
+    """
+    path = workdir / "metrics.jsonl"
+    return _final(_read_events(path)) if path.exists() else None
+
+
+def _final(events: list[dict[str, Any]]) -> dict[str, Any] | None:
+    last = events[-1] if events else {}
+    return last if last.get("event") == "final" else None
 
 
 def _read_events(path: Path) -> list[dict[str, Any]]:

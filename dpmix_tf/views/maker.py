@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -101,6 +102,49 @@ class ViewMaker:
                 f"synthetic={self.synthetic} different images are drawn for each "
                 f"example, and {where} holds {fewest}. Generate more."
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes as JSON-able values; of a pool, where it lies and its digest.
+
+        Raises:
+          DPMixError: the pool is not on disk.
+        """
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.pool is None:
+            return values
+        if self.pool.folder is None:
+            raise DPMixError(
+                "The pool of synthetic images was made in memory, and a saved model "
+                "names the folder of its pool. Load it with SyntheticPool.load, or "
+                "save model.network alone."
+            )
+        return values | {
+            "pool": {
+                "folder": self.pool.folder,
+                "digest": self.pool.digest,
+                "class_names": list(self.pool.class_names),
+            }
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ViewMaker":
+        """Makes what `to_dict` described.
+
+        Raises:
+          DPMixError: the pool is gone or has changed.
+        """
+        if values["pool"] is None:
+            return cls(**values)
+        described = values["pool"]
+        pool = SyntheticPool.load(
+            described["folder"], class_names=described["class_names"]
+        )
+        if pool.digest != described["digest"]:
+            raise DPMixError(
+                f"The pool {described['folder']} has changed since the model was "
+                "saved. Put the old one back."
+            )
+        return cls(**{**values, "pool": pool})
 
     @property
     def _partners(self) -> int:

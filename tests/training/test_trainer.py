@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -204,6 +205,23 @@ def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(tmp_path, caplo
         path.write_bytes(b"")
     with pytest.raises(DPMixError, match="Every checkpoint"):
         Trainer(small_config(), tmp_path)
+
+
+def test_a_broken_checkpoint_is_not_quoted(tmp_path, caplog):
+    trainer = Trainer(small_config(), tmp_path)
+    trainer._checkpoint()
+    (path,) = (tmp_path / "checkpoints").iterdir()
+    data = bytearray(path.read_bytes())
+    seed = f"{trainer._seed:032x}"
+    assert seed.encode() in data
+    data[26:28] = (600).to_bytes(2, "little")  # length of the first array's name
+    path.write_bytes(data)
+    with pytest.raises(zipfile.BadZipFile, match=seed):  # Python's own message
+        checkpoints._load(path)
+    with pytest.raises(DPMixError, match="Every checkpoint") as told:
+        checkpoints.load_latest(tmp_path / "checkpoints")
+    assert "is broken" in caplog.text
+    assert seed not in caplog.text and seed not in str(told.value)
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(tmp_path, monkeypatch):

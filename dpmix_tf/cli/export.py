@@ -1,0 +1,51 @@
+"""Exports a trained model, with its privacy card, to be used elsewhere.
+
+python bin/export.py --workdir=runs/digits --output=models/digits
+python bin/export.py --workdir=runs/digits --output=digits.keras --weights=raw
+
+A folder becomes a SavedModel for TensorFlow Serving: the next free version in it, or
+the version named (models/digits/3). NAME.keras is the Keras network, NAME.tflite a
+LiteRT model. The privacy card lies in the SavedModel's assets.extra, or beside the file.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from dpmix_tf.cli import common
+
+_WORKDIR = common.define_workdir("The --workdir of a training run, finished or not.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder of versions, or a version in it, or NAME.keras/.tflite."
+)
+_WEIGHTS = flags.DEFINE_enum(
+    "weights", "ema", ["ema", "raw"], "Averaged weights, or the last update's."
+)
+_DATA_NAME = flags.DEFINE_string(
+    "data_name", None, "How the card is to call the training data; default: its name."
+)
+
+
+def _main(argv: list[str]) -> None:
+    common.require(workdir=_WORKDIR.value, output=_OUTPUT.value)
+    from dpmix_tf.serving.export import export_file, export_saved_model
+
+    export = export_file if Path(_OUTPUT.value).suffix else export_saved_model
+    exported = export(
+        _WORKDIR.value,
+        _OUTPUT.value,
+        weights=_WEIGHTS.value,
+        data_name=_DATA_NAME.value,
+    )
+    print(f"Exported, read back and compared: {exported}")
+    if exported.is_dir():
+        print(f"Its privacy card: python bin/privacy.py --card={exported}")
+
+    else:
+        print(f"Its privacy card: {exported}.privacy_card.md")
+
+
+def main() -> None:
+    """Entry point."""
+    common.run(_main, sys.modules[__name__])

@@ -1,0 +1,1 @@
+"""The trained model out: SavedModel, privacy card, TensorFlow Serving."""

@@ -1,0 +1,237 @@
+"""Asks a TensorFlow Serving server, over REST or gRPC, about encoded images."""
+
+import base64
+import json
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+from dpmix_tf.errors import DPMixError
+
+_SIGNATURE = "serving_bytes"
+_INPUT = "image_bytes"
+_BACKOFF = 0.2  # seconds before the second try; doubled before each further one
+_LONGEST_BACKOFF = 5.0
+
+
+class Answer(NamedTuple):
+    """Of one image.
+
+    Attributes:
+      classes: names, most probable first.
+      probabilities: of `classes`.
+    """
+
+    classes: list[str]
+    probabilities: list[float]
+
+
+class Client(Protocol):
+    """A connection to one model on one server; safe to use from several threads."""
+
+    def classify(self, image_bytes: bytes) -> Answer:
+        """Classifies one image.
+
+        Args:
+          image_bytes: content of a JPEG or PNG file.
+
+        Raises:
+          DPMixError: the server is away or late, has no such model or signature, or
+            cannot read the image.
+        """
+
+
+def connect(
+    server: str, model_name: str, *, timeout: float = 10.0, retries: int = 4
+) -> Client:
+    """Makes a client; the first request connects.
+
+    Args:
+      server: http://host:8501 or https://host (REST), or grpc://host:8500.
+      model_name: as the server's models.config has it.
+      timeout: seconds; over REST for each try, over gRPC for all of a request's.
+      retries: how often a request is repeated while the server is away (connection
+        refused or lost, 502, 503, 504, UNAVAILABLE), 0 or more, with pauses of 0.2
+        seconds, doubled each time up to 5.
+
+    Raises:
+      DPMixError: another kind of address, or a number out of range.
+    """
+    address = urlsplit(server)
+    if not address.hostname or address.scheme not in ("http", "https", "grpc"):
+        raise DPMixError(
+            "The server must be http://host:8501, https://host or grpc://host:8500; "
+            f"received: {server!r}."
+        )
+    if timeout <= 0 or retries < 0:
+        raise DPMixError(
+            "timeout must be above 0 and retries 0 or more; received: "
+            f"timeout={timeout}, retries={retries}."
+        )
+    kind = _GrpcClient if address.scheme == "grpc" else _RestClient
+    return kind(server, model_name, timeout, retries)
+
+
+class _RestClient:
+    """The REST API: POST /v1/models/NAME:predict."""
+
+    def __init__(self, server: str, model_name: str, timeout: float, retries: int):
+        import requests
+        from requests.adapters import HTTPAdapter
+        from urllib3.util.retry import Retry
+
+        self._server, self._model, self._timeout = server, model_name, timeout
+        self._url = f"{server.rstrip('/')}/v1/models/{model_name}:predict"
+        self._errors = requests.exceptions
+        # One session for all threads: its pool of connections is locked.
+        self._session = requests.Session()
+        adapter = HTTPAdapter(
+            pool_maxsize=64,
+            max_retries=Retry(
+                retries,
+                read=0,  # a late answer is not asked for twice
+                status_forcelist=(502, 503, 504),
+                allowed_methods=None,  # of every kind: POST changes nothing there
+                backoff_factor=_BACKOFF / 2,  # urllib3 doubles it before the first
+                backoff_max=_LONGEST_BACKOFF,
+                raise_on_status=False,
+            ),
+        )
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
+
+    def classify(self, image_bytes: bytes) -> Answer:
+        body = {
+            "signature_name": _SIGNATURE,
+            "instances": [{"b64": base64.b64encode(image_bytes).decode()}],
+        }
+        try:
+            response = self._session.post(self._url, json=body, timeout=self._timeout)
+        except self._errors.Timeout as error:
+            raise _late(self._server, self._timeout) from error
+        except self._errors.ConnectionError as error:
+            raise _away(self._server, error) from error
+        except self._errors.RequestException as error:
+            raise DPMixError(f"{self._url} cannot be asked: {error}.") from error
+        try:
+            answer = response.json()
+        except ValueError as error:
+            raise DPMixError(
+                f"{self._url} answered {response.status_code} and no JSON. Is a "
+                "TensorFlow Serving REST port there? It is 8501 by default; gRPC's is "
+                "8500."
+            ) from error
+        if response.status_code == 200:
+            return _answer_from_json(answer, self._url)
+        message = str(answer.get("error", response.text))
+        if response.status_code == 404:
+            raise _no_model(self._server, self._model, message)
+        if response.status_code in (502, 503, 504):
+            raise _away(self._server, message)
+        raise _refused(self._model, message)
+
+
+def _answer_from_json(answer: Any, url: str) -> Answer:
+    try:
+        (prediction,) = answer["predictions"]
+        return Answer(list(prediction["classes"]), list(prediction["scores"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DPMixError(
+            f"{url} answered in another form than models of dpmix_tf do: "
+            f"{json.dumps(answer)[:200]}"
+        ) from error
+
+
+class _GrpcClient:
+    """The gRPC API: PredictionService.Predict."""
+
+    def __init__(self, server: str, model_name: str, timeout: float, retries: int):
+        import grpc
+        import tensorflow as tf
+        from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+        self._server, self._model, self._timeout = server, model_name, timeout
+        self._grpc, self._tf, self._messages = grpc, tf, predict_pb2
+        method: dict[str, Any] = {
+            "name": [{"service": "tensorflow.serving.PredictionService"}]
+        }
+        if retries:
+            method["retryPolicy"] = {
+                "maxAttempts": retries + 1,
+                "initialBackoff": f"{_BACKOFF}s",
+                "maxBackoff": f"{_LONGEST_BACKOFF}s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            }
+        channel = grpc.insecure_channel(
+            urlsplit(server).netloc,
+            options=[
+                ("grpc.service_config", json.dumps({"methodConfig": [method]})),
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1),
+            ],
+        )
+        self._stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+    def classify(self, image_bytes: bytes) -> Answer:
+        request = self._messages.PredictRequest()
+        request.model_spec.name = self._model
+        request.model_spec.signature_name = _SIGNATURE
+        images = self._tf.make_tensor_proto([image_bytes])
+        request.inputs[_INPUT].CopyFrom(images)
+        try:
+            outputs = self._stub.Predict(request, timeout=self._timeout).outputs
+        except self._grpc.RpcError as error:
+            code, message = error.code(), error.details() or str(error)
+            if code == self._grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise _late(self._server, self._timeout) from error
+            if code == self._grpc.StatusCode.UNAVAILABLE:
+                raise _away(self._server, message) from error
+            if code == self._grpc.StatusCode.NOT_FOUND:
+                raise _no_model(self._server, self._model, message) from error
+            raise _refused(self._model, message) from error
+        try:
+            names, scores = (
+                self._tf.make_ndarray(outputs[name])[0] for name in ("classes", "scores")
+            )
+        except (TypeError, ValueError, IndexError) as error:
+            raise DPMixError(
+                f"{self._server} answered in another form than models of dpmix_tf do: "
+                f"outputs {sorted(outputs)}."
+            ) from error
+        return Answer([name.decode() for name in names], [float(p) for p in scores])
+
+
+def _away(server: str, why: object) -> DPMixError:
+    return DPMixError(
+        f"There is no answer from {server}: {why}. Is the server up, and is this its "
+        "address? REST has port 8501 by default, gRPC 8500."
+    )
+
+
+def _late(server: str, timeout: float) -> DPMixError:
+    return DPMixError(
+        f"{server} did not answer within {timeout:g} seconds. Raise --timeout, or see "
+        "what the server is busy with."
+    )
+
+
+def _no_model(server: str, model: str, message: str) -> DPMixError:
+    return DPMixError(
+        f"{server} serves no model {model!r}: {message}. Name one of its models.config "
+        "with --model_name."
+    )
+
+
+def _refused(model: str, message: str) -> DPMixError:
+    lower = message.lower()
+    if "signature" in lower:
+        return DPMixError(
+            f"The model {model!r} has no signature {_SIGNATURE!r}: {message}. Export it "
+            "with bin/export.py."
+        )
+    if "broken image" in lower or "invalid" in lower:
+        return DPMixError(
+            f"The server cannot read the image: {' '.join(message.split())[:300]}. "
+            "Expected a JPEG or PNG file."
+        )
+    return DPMixError(f"The server refused the request: {message[:500]}")

@@ -1,0 +1,269 @@
+"""From a run's checkpoint to a model that others can use, with its privacy card."""
+
+import contextlib
+import fcntl
+import io
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import TEMPORARY, cannot_write, write_folder_atomic
+from dpmix_tf.serving.privacy_card import exported_versions, make_card, write_card
+from dpmix_tf.serving.signatures import add_signatures, probabilities_of
+from dpmix_tf.serving.warmup import FILE, read_warmup, write_warmup
+from dpmix_tf.training import restore_network
+from dpmix_tf.training.workdir import final_event, read_json, spent_updates
+from dpmix_tf.views.maker import as_float
+
+_TOLERANCE = 1e-5  # between probabilities that ought to be equal
+_TRIED = 8  # images on which a model is tried before it is let out
+
+
+def export_saved_model(
+    workdir: str | Path,
+    output: str | Path,
+    *,
+    weights: str = "ema",
+    data_name: str | None = None,
+) -> Path:
+    """Exports a run's newest checkpoint as a SavedModel for TensorFlow Serving.
+
+    See serving.signatures for what it answers. Beside the model, `assets.extra/` holds
+    the privacy card and warm-up requests. The model is read back from disk and compared
+    with the one in memory before it gets its name; a server that polls the folder never
+    sees a part of it.
+
+    Args:
+      workdir: of a training run, finished or not.
+      output: the folder of versions, models/digits: the next free one is taken; or
+        a version that is free, models/digits/3.
+      weights: "ema" or "raw", see training.restore_network.
+      data_name: how the privacy card is to call the training data.
+
+    Returns:
+      The folder of the version.
+
+    Raises:
+      DPMixError: no run; the version is taken; the disk is full; or the exported model
+        answers differently from the one in memory.
+    """
+    network, metadata, card = _restore(workdir, weights, data_name)
+    for name in metadata["class_names"]:
+        if not name or name != name.strip() or "\n" in name:
+            raise DPMixError(
+                f"The class name {name!r} cannot be a line of a file. Rename it."
+            )
+    output = Path(output)
+    folder = output.parent if output.name.isdecimal() else output
+    with _alone_in(folder):
+        taken = exported_versions(folder)
+        version = int(output.name) if folder != output else max(taken, default=0) + 1
+        if version in taken:
+            raise DPMixError(
+                f"{folder / str(version)} is there already, and servers may be using "
+                f"it. Export to {folder}: the next version is {max(taken) + 1}."
+            )
+        final = folder / str(version)
+        with _tensorflow_reported(final):
+            write_folder_atomic(
+                final, lambda path: _write_saved_model(path, network, metadata, card)
+            )
+    return final
+
+
+def export_file(
+    workdir: str | Path,
+    output: str | Path,
+    *,
+    weights: str = "ema",
+    data_name: str | None = None,
+) -> Path:
+    """Exports a run's newest checkpoint as one file, its privacy card beside it.
+
+    Args:
+      workdir: of a training run.
+      output: NAME.keras: the network, float images in [0, 1] -> logits; or NAME.tflite:
+        LiteRT, uint8 images [n,H,W,C] -> probabilities. A file there is replaced.
+      weights: "ema" or "raw".
+      data_name: how the privacy card is to call the training data.
+
+    Returns:
+      `output`.
+
+    Raises:
+      DPMixError: no run, another suffix, the disk is full, or the file answers
+        differently from the model in memory.
+    """
+    output = Path(output)
+    if output.suffix not in _WRITERS:
+        raise DPMixError(
+            f"The output must end in {' or '.join(_WRITERS)}; received: {output}."
+        )
+    network, metadata, card = _restore(workdir, weights, data_name)
+    write, load = _WRITERS[output.suffix]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            _tensorflow_reported(output),
+            tempfile.TemporaryDirectory(dir=output.parent, prefix=TEMPORARY) as folder,
+        ):
+            temporary = Path(folder) / output.name
+            write(network, temporary)
+            images = _random_images(metadata["image_shape"])
+            _compare(load(temporary)(images), network, images, output)
+            write_card(card, output.parent, f"{output.name}.")  # never without it
+            os.replace(temporary, output)
+    except OSError as error:
+        raise cannot_write(output, error) from error
+    return output
+
+
+def _restore(workdir, weights: str, data_name: str | None):
+    """The network, the checkpoint's metadata and the privacy card."""
+    workdir = Path(workdir)
+    network, metadata = restore_network(workdir, weights=weights)
+    card = make_card(
+        metadata=metadata,
+        config=read_json(workdir / "config.json"),
+        updates_spent=max(metadata["updates"], spent_updates(workdir)),
+        weights=weights,
+        parameters=network.count_params(),
+        final=final_event(workdir),
+        data_name=data_name,
+    )
+    return network, metadata, card
+
+
+def _write_saved_model(
+    path: Path, network: keras.Model, metadata: dict[str, Any], card: dict[str, Any]
+) -> None:
+    archive = keras.export.ExportArchive()
+    shape = tuple(metadata["image_shape"])
+    add_signatures(archive, network, metadata["class_names"], shape)
+    archive.write_out(path, verbose=False)
+    extra = path / "assets.extra"
+    extra.mkdir()
+    images = _random_images(shape)
+    write_warmup(
+        extra / FILE,
+        {
+            "serving_default": {"images": images},
+            "serving_float": {"images": as_float(images).numpy()},
+            "serving_bytes": {"image_bytes": np.array([_png(i) for i in images])},
+        },
+        batches=(1, _TRIED),
+    )
+    write_card(card, extra)
+    signatures = tf.saved_model.load(str(path)).signatures
+    for name, inputs in read_warmup(extra / FILE):
+        count = len(next(iter(inputs.values())))
+        answer = signatures[name](**{k: tf.constant(v) for k, v in inputs.items()})
+        _compare(answer["probabilities"], network, images[:count], path)
+        _check_names(answer, metadata["class_names"], path)
+
+
+def _random_images(image_shape) -> np.ndarray:
+    """uint8 [_TRIED,H,W,C], nobody's."""
+    random = np.random.default_rng(0)
+    return random.integers(0, 256, (_TRIED, *image_shape), dtype=np.uint8)
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    pixels = image[..., 0] if image.shape[-1] == 1 else image
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _compare(probabilities, network: keras.Model, images, where: Path) -> None:
+    expected = probabilities_of(network, images)
+    apart = float(np.abs(np.asarray(probabilities) - expected).max())
+    if not apart <= _TOLERANCE:
+        raise DPMixError(
+            f"{where} answers differently from the trained model: probabilities are up "
+            f"to {apart:.2g} apart. Nothing was exported."
+        )
+
+
+def _check_names(answer, class_names, where: Path) -> None:
+    best = np.argmax(answer["probabilities"], axis=1)
+    names = [name.decode() for name in answer["classes"].numpy()[:, 0]]
+    if names != [class_names[index] for index in best]:
+        raise DPMixError(f"{where} names its classes wrongly. Nothing was exported.")
+
+
+def _save_keras(network: keras.Model, path: Path) -> None:
+    network.save(path)
+
+
+def _load_keras(path: Path) -> Callable:
+    network = keras.models.load_model(path)
+    return lambda images: probabilities_of(network, images)
+
+
+def _save_litert(network: keras.Model, path: Path) -> None:
+    archive = keras.export.ExportArchive()
+    archive.track(network)
+    archive.add_endpoint(
+        "serving_default",
+        lambda images: {"probabilities": probabilities_of(network, images)},
+        [tf.TensorSpec([None, *network.input_shape[1:]], tf.uint8, name="images")],
+    )
+    folder = path.with_suffix("")
+    archive.write_out(folder, verbose=False)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
+    path.write_bytes(converter.convert())
+
+
+def _load_litert(path: Path) -> Callable:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # says that it moves to another package
+        interpreter = tf.lite.Interpreter(model_path=str(path))
+
+    def answer(images):
+        signature = interpreter.get_signature_runner()
+        return signature(images=images)["probabilities"]
+
+    return answer
+
+
+_WRITERS: dict[str, tuple[Callable, Callable]] = {
+    ".keras": (_save_keras, _load_keras),
+    ".tflite": (_save_litert, _load_litert),
+}
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Makes the folder, waits for other exports to it, clears what killed ones left."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115, held open
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in folder.glob(f"{TEMPORARY}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+@contextlib.contextmanager
+def _tensorflow_reported(path: Path) -> Iterator[None]:
+    """TensorFlow writes files by itself and has errors of its own."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise DPMixError(
+            f"Cannot write {path}: {error.message}. Nothing was exported."
+        ) from error

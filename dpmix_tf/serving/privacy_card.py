@@ -1,0 +1,211 @@
+"""One page that says what privacy a trained model carries, for people and machines."""
+
+import functools
+import json
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import write_text_atomic
+from dpmix_tf.privacy import PrivacyPlan
+from dpmix_tf.privacy.plan import ADJACENCY, NOT_COVERED, round_up
+
+SCHEMA_VERSION = 1
+JSON_FILE = "privacy_card.json"
+MARKDOWN_FILE = "privacy_card.md"
+
+
+def make_card(
+    *,
+    metadata: dict[str, Any],
+    config: dict[str, Any],
+    updates_spent: int,
+    weights: str,
+    parameters: int,
+    final: dict[str, Any] | None,
+    data_name: str | None = None,
+) -> dict[str, Any]:
+    """Gathers what is to be published about a run; none of it is secret.
+
+    Args:
+      metadata: of the checkpoint, from training.restore.restore_network.
+      config: the run's config.json.
+      updates_spent: on record; never below the checkpoint's own.
+      weights: "ema" or "raw".
+      parameters: of the network.
+      final: the last event of a finished run's metrics.jsonl, else None.
+      data_name: how to call the training data; default as the config does.
+
+    Returns:
+      A card that follows privacy_card.schema.json.
+    """
+    plan = PrivacyPlan(**metadata["plan"])
+    epsilon = plan.epsilon(updates_spent)
+    seed_chosen = config["seed"] is not None
+    network, views = dict(config["network"]), dict(config["views"])
+    accuracy = "test_accuracy_ema" if weights == "ema" else "test_accuracy"
+    evaluated = final is not None and final["updates"] == metadata["updates"]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": {
+            "network": network.pop("name"),
+            "arguments": network,
+            "dtype_policy": config["dtype_policy"],
+            "parameters": parameters,
+            "weights": weights,
+            "after_update": metadata["updates"],
+            "class_names": list(metadata["class_names"]),
+            "image_shape": list(metadata["image_shape"]),
+        },
+        "privacy": {
+            "epsilon": epsilon if math.isfinite(epsilon) else None,
+            "delta": plan.delta,
+            "adjacency": ADJACENCY,
+            "accountant": plan.accountant,
+            "accountant_version": metadata["software"]["dp-accounting"],
+            "sampling": "Poisson",
+            "sampling_probability": plan.sampling_probability,
+            "expected_batch_size": plan.expected_batch_size,
+            "noise_multiplier": plan.noise_multiplier,
+            "clip_norm": plan.clip_norm,
+            "updates": updates_spent,
+            "planned_updates": plan.updates,
+            "seed_chosen_by_user": seed_chosen,
+        },
+        "training_data": {
+            "name": data_name or config["data"]["name"],
+            "num_examples": plan.num_examples,
+        },
+        "views": {"views_per_example": metadata["views_per_example"], **views},
+        "public_pool_sha256": metadata["pool_digest"],
+        "test_accuracy": (final or {}).get(accuracy) if evaluated else None,
+        "not_covered": list(NOT_COVERED),
+        "software": metadata["software"],
+        "statement": plan.statement(
+            updates_spent,
+            public_pool=metadata["pool_digest"] is not None,
+            seed_chosen=seed_chosen,
+        ),
+    }
+
+
+@functools.cache
+def schema() -> dict[str, Any]:
+    """The JSON schema of a card."""
+    text = resources.files(__package__).joinpath("privacy_card.schema.json")
+    return json.loads(text.read_text(encoding="utf-8"))
+
+
+def check_card(card: Any, where: str | Path) -> dict[str, Any]:
+    """Returns the card.
+
+    Raises:
+      DPMixError: it does not follow the schema; `where` is where it was found.
+    """
+    try:
+        jsonschema.validate(card, schema())
+    except jsonschema.ValidationError as error:
+        raise DPMixError(
+            f"{where} is no privacy card: at {error.json_path}: {error.message[:200]}."
+        ) from error
+    return card
+
+
+def write_card(card: dict[str, Any], folder: Path, prefix: str = "") -> None:
+    """Writes the card twice: for machines (JSON) and for people (Markdown)."""
+    check_card(card, "The privacy card")
+    write_text_atomic(folder / f"{prefix}{JSON_FILE}", json.dumps(card, indent=2))
+    write_text_atomic(folder / f"{prefix}{MARKDOWN_FILE}", to_markdown(card))
+
+
+def read_card(path: str | Path) -> dict[str, Any]:
+    """Reads and checks a card.
+
+    Args:
+      path: its JSON file, an exported version (models/digits/1), or the folder of
+        versions (models/digits), of which the newest counts.
+
+    Raises:
+      DPMixError: there is none, or it is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        versions = exported_versions(path)
+        version = path / str(versions[-1]) if versions else path
+        path = version / "assets.extra" / JSON_FILE
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DPMixError(
+            f"There is no privacy card in {path}: {error}. Expected a model exported "
+            f"by bin/export.py, or its {JSON_FILE}."
+        ) from error
+    return check_card(card, path)
+
+
+def exported_versions(folder: Path) -> list[int]:
+    """The versions in a folder that TensorFlow Serving would see, in order."""
+    return sorted(
+        int(entry.name)
+        for entry in folder.iterdir()
+        if entry.name.isdecimal() and entry.is_dir()
+    )
+
+
+def to_markdown(card: dict[str, Any]) -> str:
+    """The card as one page of Markdown."""
+    privacy, model, data = card["privacy"], card["model"], card["training_data"]
+    epsilon = privacy["epsilon"]
+    shown = "none: no guarantee" if epsilon is None else round_up(epsilon)
+    accuracy = card["test_accuracy"]
+    rows = {
+        "epsilon": shown,
+        "delta": f"{privacy['delta']:g}",
+        "adjacency": privacy["adjacency"],
+        "accountant": f"{privacy['accountant'].upper()}, dp-accounting "
+        f"{privacy['accountant_version']}",
+        "sampling": f"{privacy['sampling']}, probability "
+        f"{privacy['sampling_probability']:.6g}, expected batch "
+        f"{privacy['expected_batch_size']:g}",
+        "noise multiplier": f"{privacy['noise_multiplier']:.6g}",
+        "clip norm": f"{privacy['clip_norm']:g}",
+        "updates": f"{privacy['updates']:,} of {privacy['planned_updates']:,} planned",
+        "seed": "chosen by the user"
+        if privacy["seed_chosen_by_user"]
+        else "from the operating system",
+        "training data": f"{data['name']}, {data['num_examples']:,} examples",
+        "views per example": _views(card["views"]),
+        "public pool": f"SHA-256 {card['public_pool_sha256']}"
+        if card["public_pool_sha256"]
+        else "none",
+        "network": f"{model['network']}, {model['parameters']:,} parameters, "
+        + ("averaged" if model["weights"] == "ema" else "last update's")
+        + f" weights after update {model['after_update']:,}",
+        "images": " x ".join(map(str, model["image_shape"])),
+        "classes": ", ".join(model["class_names"]),
+        "test accuracy": "not measured" if accuracy is None else f"{accuracy:.4f}",
+        **{name: value or "unknown" for name, value in card["software"].items()},
+    }
+    lines = ["# Privacy card", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
+    statement = card["statement"].replace("\n", "\n\n")
+    return "\n".join([*lines, "", "## What is guaranteed", "", statement]) + "\n"
+
+
+def _cell(value: str) -> str:
+    return value.replace("|", "\\|").replace("\n", " ")
+
+
+def _views(views: dict[str, Any]) -> str:
+    parts = [f"{views['base']} augmented ({views['augment']})"]
+    if views["synthetic"]:
+        parts.append(f"{views['synthetic']} from the public pool")
+    if views["mixed"]:
+        parts.append(
+            f"{views['mixed']} mixed within the example, alpha {views['alpha']:g}"
+        )
+    return f"{views['views_per_example']}: {', '.join(parts)}"

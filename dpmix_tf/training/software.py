@@ -1,0 +1,52 @@
+"""Which versions of what trained a model."""
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import dpmix_tf
+
+_PACKAGES = (
+    "tensorflow",
+    "keras",
+    "keras-cv",
+    "tensorflow-privacy",
+    "dp-accounting",
+)
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of what the guarantee rests on, and our git revision.
+
+    Returns:
+      Package name -> version, and "git_revision": the commit, "-dirty" behind it where
+      files were changed; None where dpmix_tf does not run from a checkout.
+    """
+    found: dict[str, str | None] = {
+        "dpmix_tf": dpmix_tf.__version__,
+        "python": platform.python_version(),
+    }
+    found |= {name: metadata.version(name) for name in _PACKAGES}
+    return found | {"git_revision": _git_revision()}
+
+
+def _git_revision() -> str | None:
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=here.parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # or the repository is another's
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,364 @@
+"""What comes out of a run: SavedModel, privacy card, files; and what must not."""
+
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jsonschema
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from dpmix_tf.data import load_dataset
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.images import MOST_PIXELS, fit_image
+from dpmix_tf.serving import export, privacy_card, signatures, warmup
+from dpmix_tf.training import Trainer, checkpoints, restore_network
+from tests.conftest import ROOT
+from tests.serving.c_api import CModel
+from tests.serving.conftest import small_config
+
+
+def png(image, mode=None):
+    buffer = io.BytesIO()
+    Image.fromarray(image.squeeze()).convert(mode).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def expected(workdir, images, weights="ema"):
+    network, _ = restore_network(workdir, weights=weights)
+    return signatures.probabilities_of(network, images).numpy()
+
+
+def test_every_signature_answers_as_the_trained_model_does(trained, exported, images):
+    served = tf.saved_model.load(str(exported)).signatures
+    files = tf.constant([png(image) for image in images])
+    for answer in (
+        served["serving_default"](images=tf.constant(images)),
+        served["serving_float"](images=tf.constant(images / np.float32(255))),
+        served["serving_bytes"](image_bytes=files),
+    ):
+        probabilities = answer["probabilities"].numpy()
+        np.testing.assert_allclose(probabilities, expected(trained, images), atol=1e-6)
+        order = np.argsort(-probabilities, axis=1)
+        np.testing.assert_array_equal(answer["classes"], order.astype("S"))
+        np.testing.assert_array_equal(
+            answer["scores"], np.take_along_axis(probabilities, order, 1)
+        )
+    names = (exported / "assets" / "class_names.txt").read_text()
+    assert names.split() == [str(digit) for digit in range(10)]
+    none = served["serving_bytes"](image_bytes=tf.constant([], tf.string))
+    assert none["probabilities"].shape == (0, 10)
+
+
+def test_floats_out_of_range_are_refused(exported, images):
+    served = tf.saved_model.load(str(exported)).signatures["serving_float"]
+    for bad in (images.astype(np.float32), images / np.float32(-255), images * np.nan):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="in .0, 1."):
+            served(images=tf.constant(bad, tf.float32))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "mode, kind, size",
+    [
+        ("RGB", "PNG", (32, 32)),
+        ("L", "PNG", (32, 32)),
+        ("LA", "PNG", (32, 32)),
+        ("1", "PNG", (32, 32)),
+        ("I;16", "PNG", (32, 32)),
+        ("RGBA", "PNG", (50, 70)),
+        ("RGB", "PNG", (20, 20)),
+        ("RGB", "JPEG", (320, 200)),
+        ("L", "JPEG", (64, 64)),
+        ("CMYK", "JPEG", (60, 60)),
+    ],
+)
+def test_files_are_decoded_as_in_training(mode, kind, size, channels):
+    x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    waves = [np.sin(x / (5 + c) + y / 7 + c) for c in range(3)]
+    colours = ((np.stack(waves, -1) + 1) * 127.5).astype(np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray((colours[..., 0] * np.uint16(257)) ^ np.uint16(0x3C))
+    else:
+        image = Image.fromarray(colours).convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    got = signatures.decode(tf.constant([buffer.getvalue()]), (32, 32, channels))[0]
+    with Image.open(buffer) as again:
+        wanted = fit_image(again, (32, 32, channels))
+    apart = np.abs(got.numpy().astype(int) - wanted.astype(int))
+    assert apart.max() <= (0 if size == (32, 32) else 2)
+    assert wanted.std() > 10
+
+
+def bomb():
+    data = bytearray(png(np.zeros((8, 8), np.uint8)))
+    side = int(MOST_PIXELS**0.5) + 1
+    data[16:24] = side.to_bytes(4, "big") * 2
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b"", "neither a JPEG nor a PNG"),
+        (b"GIF89a and more", "neither a JPEG nor a PNG"),
+        (png(np.zeros((8, 8), np.uint8))[:40], "Invalid PNG"),
+        (b"\xff\xd8\xff\xe0" + b"a" * 60, "Invalid JPEG"),
+        (bomb(), "80,000,000 pixels"),
+    ],
+    ids=["empty", "gif", "cut", "jpeg", "bomb"],
+)
+def test_a_broken_image_fails_its_request(exported, images, data, words):
+    served = tf.saved_model.load(str(exported)).signatures["serving_bytes"]
+    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+        served(image_bytes=tf.constant([png(images[0]), data]))
+
+
+def test_tensorflows_c_api_serves_it(exported, images):
+    """The loader TensorFlow Serving itself uses, warm-up requests included."""
+    python = tf.saved_model.load(str(exported)).signatures
+    c_model = CModel(exported)
+    files = np.array([png(image) for image in images], object)
+    requests = [
+        ("serving_default", {"images": images}),
+        ("serving_bytes", {"image_bytes": files}),
+    ]
+    warm = list(warmup.read_warmup(exported / "assets.extra" / warmup.FILE))
+    assert {name for name, _ in warm} == {
+        "serving_default",
+        "serving_float",
+        "serving_bytes",
+    }
+    for name, inputs in requests + warm:
+        wanted = python[name](**{k: tf.constant(v) for k, v in inputs.items()})
+        got = c_model.run(name, **inputs)
+        assert sorted(got) == ["classes", "probabilities", "scores"]
+        np.testing.assert_array_equal(got["classes"], wanted["classes"])
+        for output in ("probabilities", "scores"):
+            np.testing.assert_allclose(got[output], wanted[output], atol=1e-6)
+    with pytest.raises(RuntimeError, match="neither a JPEG nor a PNG"):
+        c_model.run("serving_bytes", image_bytes=np.array([b"nothing"], object))
+
+
+@pytest.mark.slow
+def test_saved_model_cli_shows_and_runs_it(exported, images, tmp_path):
+    tool = [sys.executable, "-m", "tensorflow.python.tools.saved_model_cli"]
+    base = ["--dir", str(exported), "--tag_set", "serve"]
+    show = subprocess.run(
+        [*tool, "show", *base, "--signature_def", "serving_default"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "DT_UINT8" in show and "shape: (-1, 8, 8, 1)" in show
+    assert all(name in show for name in ("probabilities", "classes", "scores"))
+    np.save(tmp_path / "images.npy", images)
+    run = ["run", *base, "--signature_def", "serving_default"]
+    run += ["--inputs", f"images={tmp_path}/images.npy", "--outdir", str(tmp_path)]
+    subprocess.run([*tool, *run], check=True, capture_output=True)
+    served = tf.saved_model.load(str(exported)).signatures["serving_default"]
+    np.testing.assert_allclose(
+        np.load(tmp_path / "probabilities.npy"),
+        served(images=tf.constant(images))["probabilities"],
+        atol=1e-6,
+    )
+
+
+def test_the_card_says_what_was_spent(trained, exported):
+    card = privacy_card.read_card(exported)
+    assert card == privacy_card.read_card(exported.parent)
+    assert card == privacy_card.read_card(
+        exported / "assets.extra" / "privacy_card.json"
+    )
+    spent = json.loads((trained / "privacy.json").read_text())
+    for name in ("epsilon", "delta", "noise_multiplier", "clip_norm", "updates"):
+        assert card["privacy"][name] == spent[name]
+    assert card["statement"] == spent["statement"]
+    assert card["privacy"]["seed_chosen_by_user"]
+    assert card["views"]["views_per_example"] == 3
+    assert card["training_data"] == {"name": "digits", "num_examples": 1294}
+    assert card["public_pool_sha256"] is None
+    assert card["software"]["tensorflow"] == tf.__version__
+    final = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+    assert card["test_accuracy"] == final["test_accuracy_ema"]
+    page = (exported / "assets.extra" / "privacy_card.md").read_text()
+    assert page == privacy_card.to_markdown(card)
+    assert spent["statement"].split("\n")[0] in page
+    assert "| epsilon | 8.000 |" in page
+
+
+def test_cards_that_are_none_are_refused(exported, tmp_path):
+    jsonschema.Draft202012Validator.check_schema(privacy_card.schema())
+    card = privacy_card.read_card(exported)
+    path = tmp_path / "card.json"
+    for change in (
+        {"statement": None},
+        {"privacy": card["privacy"] | {"delta": 0}},
+        {"privacy": card["privacy"] | {"seed": "123"}},
+        {"surprise": 1},
+    ):
+        path.write_text(json.dumps(card | change))
+        with pytest.raises(DPMixError, match="no privacy card"):
+            privacy_card.read_card(path)
+    for text in ("", "[" * 100_000, "[]"):
+        path.write_text(text)
+        with pytest.raises(DPMixError, match="no privacy card"):
+            privacy_card.read_card(path)
+    with pytest.raises(DPMixError, match="Expected a model exported"):
+        privacy_card.read_card(tmp_path)
+
+
+def test_an_unfinished_run_is_exported_as_what_it_is(trained, tmp_path):
+    """Updates on record beyond the checkpoint are counted; accuracy is unknown."""
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    (workdir / "metrics.jsonl").unlink()
+    newest = sorted((workdir / "checkpoints").iterdir())[-1]
+    arrays, metadata = checkpoints.load_latest(workdir / "checkpoints")
+    newest.unlink()
+    checkpoints.save(workdir / "checkpoints", arrays, metadata | {"updates": 4})
+    card = privacy_card.read_card(export.export_saved_model(workdir, tmp_path / "m"))
+    assert card["model"]["after_update"] == 4
+    assert card["privacy"]["updates"] == 6
+    assert card["test_accuracy"] is None
+    assert "| test accuracy | not measured |" in privacy_card.to_markdown(card)
+
+
+def test_nothing_secret_is_exported(trained, exported, tmp_path):
+    for name in ("digits.keras", "digits.tflite"):
+        export.export_file(trained, tmp_path / name)
+    arrays, metadata = checkpoints.load_latest(trained / "checkpoints")
+    seed = int(metadata["seed"], 16)
+    train = load_dataset("digits").train
+    secrets = {
+        "seed, hexadecimal": metadata["seed"].lstrip("0").encode(),
+        "seed, decimal": str(seed).encode(),
+        "seed, big-endian": seed.to_bytes(16, "big")[:8],
+        "seed, little-endian": seed.to_bytes(16, "little")[:8],
+        "data's fingerprint": metadata["data_fingerprint"].encode(),
+        "path of the run": str(trained).encode(),
+        "path of the code": str(ROOT).encode(),
+        **{
+            f"example {index}": train.read([index])[0].tobytes()
+            for index in range(0, len(train), 50)
+        },
+    }
+    files = [path for path in exported.rglob("*") if path.is_file()]
+    files += [path for path in tmp_path.iterdir() if path.is_file()]
+    assert len(files) > 8
+    for path in files:
+        data = path.read_bytes()
+        for name, secret in secrets.items():
+            assert secret not in data, f"{name} in {path.name}"
+    kept = (trained / "checkpoints").iterdir()  # the search does find
+    assert any(secrets["seed, hexadecimal"] in path.read_bytes() for path in kept)
+
+
+def test_versions_count_up_and_are_never_replaced(trained, exported, tmp_path):
+    models = tmp_path / "digits"
+    assert export.export_saved_model(trained, models) == models / "1"
+    assert export.export_saved_model(trained, models / "7") == models / "7"
+    assert export.export_saved_model(trained, models, weights="raw") == models / "8"
+    with pytest.raises(DPMixError, match="the next version is 9"):
+        export.export_saved_model(trained, models / "7")
+    assert privacy_card.read_card(models)["model"]["weights"] == "raw"
+    assert sorted(p.name for p in models.iterdir()) == [".lock", "1", "7", "8"]
+
+
+def test_what_answers_differently_is_not_exported(trained, tmp_path, monkeypatch):
+    right = signatures.probabilities_of
+
+    def wrong(network, images):
+        return right(network, images) + 1e-3
+
+    monkeypatch.setattr(export, "probabilities_of", wrong)
+    with pytest.raises(DPMixError, match="answers differently"):
+        export.export_saved_model(trained, tmp_path / "models")
+    monkeypatch.setattr(export, "_load_keras", lambda path: lambda images: np.nan)
+    monkeypatch.setitem(
+        export._WRITERS, ".keras", (export._save_keras, export._load_keras)
+    )
+    with pytest.raises(DPMixError, match="answers differently"):
+        export.export_file(trained, tmp_path / "models" / "x.keras")
+    assert [p.name for p in (tmp_path / "models").iterdir()] == [".lock"]
+
+
+def test_what_cannot_be_exported_is_refused(trained, tmp_path):
+    with pytest.raises(DPMixError, match="no checkpoint"):
+        export.export_saved_model(tmp_path, tmp_path / "models")
+    with pytest.raises(DPMixError, match=".keras or .tflite"):
+        export.export_file(trained, tmp_path / "model.onnx")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DPMixError, match="Cannot write"):
+        export.export_saved_model(trained, tmp_path / "file" / "models")
+    with pytest.raises(DPMixError, match="Cannot write"):
+        export.export_file(trained, tmp_path / "file" / "x.keras")
+
+
+def test_files_are_read_back_by_keras_and_litert(trained, images, tmp_path):
+    path = export.export_file(trained, tmp_path / "x.keras", weights="raw")
+    network = keras.models.load_model(path)
+    np.testing.assert_allclose(
+        tf.nn.softmax(network(images / 255.0)),
+        expected(trained, images, "raw"),
+        atol=1e-6,
+    )
+    card = json.loads((tmp_path / "x.keras.privacy_card.json").read_text())
+    assert privacy_card.check_card(card, "")["model"]["weights"] == "raw"
+    path = export.export_file(trained, tmp_path / "x.tflite", data_name="scans")
+    answer = export._load_litert(path)(images)
+    np.testing.assert_allclose(answer, expected(trained, images), atol=1e-5)
+    card = privacy_card.read_card(tmp_path / "x.tflite.privacy_card.json")
+    assert card["training_data"]["name"] == "scans"
+
+
+def test_every_network_is_exported(tmp_path):
+    """Weight standardisation is a layer of ours; bfloat16 answers in float32."""
+    config = small_config()
+    config.network = {
+        "name": "wide_resnet",
+        "depth": 10,
+        "width": 1,
+        "groups": 4,
+        "weight_standardization": True,
+    }
+    config.dtype_policy = "mixed_bfloat16"
+    trainer = Trainer(config, tmp_path / "run")
+    trainer._checkpoint()
+    trainer._close()
+    version = export.export_saved_model(tmp_path / "run", tmp_path / "models")
+    served = tf.saved_model.load(str(version)).signatures["serving_default"]
+    assert served.structured_outputs["probabilities"].dtype == tf.float32
+    export.export_file(tmp_path / "run", tmp_path / "x.keras")
+
+
+@pytest.mark.slow
+def test_killed_exports_leave_no_half_version(trained, tmp_path):
+    models = tmp_path / "models"
+    command = [sys.executable, str(ROOT / "bin" / "export.py")]
+    command += [f"--workdir={trained}", f"--output={models}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for wait in (random.uniform(0.5, 5.0) for _ in range(3)):
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+        )
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if models.exists():
+            for version in privacy_card.exported_versions(models):
+                tf.saved_model.load(str(models / str(version)))
+                privacy_card.read_card(models / str(version))
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    left = {path.name for path in models.iterdir() if not path.name.isdecimal()}
+    assert left == {".lock"}

@@ -1,0 +1,163 @@
+"""model.save and keras.models.load_model, as users of Keras expect them."""
+
+import json
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+from dpmix_tf import views
+from dpmix_tf.data import ArraySource, PoissonBatches
+from dpmix_tf.errors import BudgetExhaustedError, DPMixError
+from dpmix_tf.models import wide_resnet
+from dpmix_tf.synthetic import SyntheticPool
+from dpmix_tf.synthetic.pool import PoolWriter
+from dpmix_tf.training import DPMixModel
+from tests.conftest import plan_for, tiny_network
+
+SEED = 0x0F1E2D3C_4B5A6978_8796A5B4_C3D2E1F0
+
+
+@pytest.fixture(scope="module")
+def source():
+    random = np.random.default_rng(0)
+    return ArraySource(
+        random.integers(0, 256, (40, 8, 8, 1), np.uint8),
+        random.integers(0, 10, 40),
+        class_names=[str(label) for label in range(10)],
+    )
+
+
+def trained_model(source, updates=3, network=None, make_views=None, **settings):
+    model = DPMixModel(
+        network or tiny_network(),
+        plan=plan_for(40, updates=6),
+        views=make_views
+        or views.dp_mix_self(base=2, mixed=1, augment="crop", padding=1),
+        **settings,
+    )
+    model.compile(keras.optimizers.Adam(0.01), metrics=["accuracy"])
+    if updates:
+        batches = PoissonBatches(source, model.plan)
+        model.fit(batches, steps_per_epoch=updates, verbose=0)
+    return model
+
+
+def test_a_saved_model_comes_back_and_goes_on(source, tmp_path):
+    model = trained_model(source, seed=SEED, chunk_size=3, ema_decay=0.5)
+    model.save(tmp_path / "x.keras")
+    again = keras.models.load_model(tmp_path / "x.keras")
+    assert type(again) is DPMixModel
+    assert again.plan == model.plan and again.views == model.views
+    assert again.updates == 3 and again.epsilon == model.epsilon
+    assert again.statement() == model.statement()  # the seed was chosen: it stays so
+    assert (again.chunk_size, again.average.decay) == (3, 0.5)
+    for group, variables in model.state().items():
+        for one, other in zip(variables, again.state()[group], strict=True):
+            np.testing.assert_array_equal(one, other)
+    images, labels = source.read(range(8))
+    np.testing.assert_array_equal(model(images), again(images))
+    assert again.evaluate(images, labels, verbose=0, return_dict=True)["accuracy"] >= 0
+    batches = PoissonBatches(source, again.plan)
+    again.fit(batches, steps_per_epoch=3, verbose=0)
+    with pytest.raises(BudgetExhaustedError):
+        again.fit(batches, steps_per_epoch=1, verbose=0)
+
+
+def test_the_seed_is_not_saved_and_never_used_again(source, tmp_path):
+    model = trained_model(source, seed=SEED)
+    model.save(tmp_path / "x.keras")
+    again = keras.models.load_model(tmp_path / "x.keras")
+    for one, other in (
+        (model._mechanism._stream.seed, again._mechanism._stream.seed),
+        (model._view_stream.seed, again._view_stream.seed),
+    ):
+        assert not np.array_equal(one, other)
+    derived = [
+        np.asarray(stream.seed)
+        for stream in (model._mechanism._stream, model._view_stream)
+    ]
+    secrets = [half.tobytes() for stream in derived for half in stream]
+    secrets += [str(SEED).encode(), f"{SEED:x}".encode()]
+    with zipfile.ZipFile(tmp_path / "x.keras") as file:
+        data = b"".join(file.read(name) for name in file.namelist())
+    assert json.loads(zipfile.ZipFile(tmp_path / "x.keras").read("config.json"))
+    assert not any(secret in data for secret in secrets)
+
+
+def test_the_network_alone_is_an_ordinary_keras_model(source, tmp_path):
+    model = trained_model(source)
+    model.network.save(tmp_path / "network.keras")
+    network = keras.models.load_model(tmp_path / "network.keras")
+    images, _ = source.read(range(4))
+    np.testing.assert_array_equal(network(images / 255.0), model(images))
+
+
+def test_layers_of_ours_and_frozen_ones_come_back(source, tmp_path):
+    network = wide_resnet(
+        depth=10,
+        width=1,
+        groups=4,
+        input_shape=(8, 8, 1),
+        num_classes=10,
+        weight_standardization=True,
+    )
+    network.layers[1].trainable = False
+    model = trained_model(source, network=network, updates=0)
+    model.save(tmp_path / "x.keras")
+    again = keras.models.load_model(tmp_path / "x.keras")
+    images, labels = source.read(range(4))
+    np.testing.assert_array_equal(model(images), again(images))
+    assert len(again.network.trainable_variables) == len(network.trainable_variables)
+
+
+def test_an_uncompiled_model_is_saved(tmp_path):
+    model = DPMixModel(tiny_network(), plan=plan_for(40), views=views.no_augmentation())
+    model.save(tmp_path / "x.keras")
+    assert not keras.models.load_model(tmp_path / "x.keras").compiled
+
+
+def test_the_word_of_a_user_is_not_forgotten(source, tmp_path):
+    model = trained_model(source, updates=0)
+    model.assume_poisson = True
+    model.save(tmp_path / "x.keras")
+    assert "cannot vouch" in keras.models.load_model(tmp_path / "x.keras").statement()
+
+
+def test_a_pool_is_found_again_or_missed(source, tmp_path):
+    names = source.class_names
+    random = np.random.default_rng(1)
+    writer = PoolWriter(
+        tmp_path / "pool", class_names=names, image_shape=(8, 8, 1), generator={}
+    )
+    for name in names:
+        writer.add(name, 0, random.integers(0, 256, (8, 8, 1), np.uint8), {})
+    writer.finish()
+    pool = SyntheticPool.load(tmp_path / "pool")
+    make_views = views.dp_mix_diff(
+        pool=pool, base=1, mixed=1, synthetic=1, augment="none"
+    )
+    model = trained_model(source, make_views=make_views)
+    model.save(tmp_path / "x.keras")
+    again = keras.models.load_model(tmp_path / "x.keras")
+    assert again.views.pool.digest == pool.digest
+    writer.add(names[0], 1, random.integers(0, 256, (8, 8, 1), np.uint8), {})
+    writer.finish()
+    with pytest.raises(DPMixError, match="has changed since"):
+        keras.models.load_model(tmp_path / "x.keras")
+    (tmp_path / "pool").rename(tmp_path / "elsewhere")
+    with pytest.raises(DPMixError, match="pool"):
+        keras.models.load_model(tmp_path / "x.keras")
+    in_memory = SyntheticPool(
+        images=pool.images, labels=pool.labels, class_names=pool.class_names, digest=""
+    )
+    model = trained_model(
+        source,
+        updates=0,
+        make_views=views.dp_mix_diff(
+            pool=in_memory, base=1, mixed=1, synthetic=1, augment="none"
+        ),
+    )
+    with pytest.raises(DPMixError, match="save model.network alone"):
+        model.save(tmp_path / "y.keras")
