@@ -74,6 +74,13 @@ PAGES = (
         "WRN-16-4, 16 views, --strategy=multi_worker over the loopback interface; each "
         "process is pinned to one core.",
     ),
+    (
+        "serving",
+        "An exported model",
+        ["serving.py"],
+        "Images a second in one Python process, a SavedModel's signatures against "
+        "model.predict of the network; medians of turns.",
+    ),
 )
 
 

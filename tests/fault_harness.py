@@ -24,8 +24,10 @@ from absl import app, flags
 from PIL import Image
 
 from dpmix_tf.files import write_text_atomic
+from dpmix_tf.serving.privacy_card import exported_versions, read_card
 from dpmix_tf.training import checkpoints
 from tests.conftest import ROOT, train_command
+from tests.serving.c_api import CModel
 
 _KILLS = flags.DEFINE_integer("kills", 50, "Random moments at which each is killed.")
 _FLIPS = flags.DEFINE_integer("flips", 50, "Random bits flipped, and cuts made.")
@@ -173,6 +175,37 @@ def kill_generation(folder, kills, counts):
     kill(generate, whole, kills, counts, check=check_pool, same=same_pool)
 
 
+def export_command(folder, models):
+    """Exports the run that nobody disturbed."""
+    return [
+        ROOT / "bin" / "export.py",
+        f"--workdir={folder / 'whole'}",
+        f"--output={models}",
+    ]
+
+
+def kill_export(folder, kills, counts):
+    """Kills exports of a finished run; a version is whole or not there."""
+    models = folder / "models"
+    command = export_command(folder, models)
+    started = time.perf_counter()
+    status, said = run(command)
+    assert status == 0, said[-2000:]
+    takes = time.perf_counter() - started
+    while counts["kills"] < kills:
+        if kill_after(command, random.uniform(0, takes)):
+            counts["kills"] += 1
+        for version in exported_versions(models):
+            CModel(models / str(version))  # as the server loads it
+            read_card(models / str(version))
+    versions = exported_versions(models)
+    counts["whole versions"] = len(versions)
+    status, said = run(command)
+    assert status == 0, said[-2000:]
+    left = {path.name for path in models.iterdir()} - {str(v) for v in versions}
+    assert left == {".lock", str(versions[-1] + 1)}, left
+
+
 def damage_checkpoints(folder, times, counts):
     """Flips a bit of the newest checkpoint, or cuts it short, and reads it again."""
     workdir = folder / "whole"
@@ -212,7 +245,10 @@ def full_disk(folder, counts):
         counts["full disks"] += 1
         assert status == 2 and "The disk is full" in said, said[-2000:]
         check_workdir(workdir)
-        counts["refused"] += 1
+        status, said = run(export_command(folder, small / "models"))
+        assert status == 2 and "Cannot write" in said, said[-2000:]
+        assert not exported_versions(small / "models")
+        counts["refused"] += 2
         remount = ["mount", "-o", "remount,size=20m", str(small)]
         subprocess.run(remount, check=True)
         status, said = run(train_command(workdir))
@@ -240,6 +276,7 @@ def main(argv):
                 "newest checkpoint",
                 lambda c: damage_checkpoints(folder, _FLIPS.value, c),
             ),
+            ("export", lambda c: kill_export(folder, _KILLS.value, c)),
             ("disk", lambda c: full_disk(folder, c)),
         ):
             counts = Counter({"lost": 0})
@@ -252,7 +289,8 @@ def main(argv):
         "Written by `make faults`. Kills are SIGKILL at random moments from start to "
         "end; after them the same command is run to its end and compared, to the last "
         "bit, with a run that nobody disturbed (weights, epsilon, metrics; images and "
-        "manifest). Checkpoints had one bit flipped or were cut short.\n\n"
+        "manifest). Checkpoints had one bit flipped or were cut short. Exported "
+        "versions, whenever one is there, are loaded by TensorFlow's C API.\n\n"
         "| what | counts |\n|---|---|\n" + "\n".join(rows) + "\n"
     )
     if _OUTPUT.value:

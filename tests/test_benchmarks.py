@@ -53,6 +53,16 @@ def test_input_is_measured(tmp_path):
     assert all(0 <= one["waited"] < 1 for one in results["waiting"])
 
 
+def test_an_exported_model_is_measured(tmp_path):
+    results = run(
+        "serving.py",
+        tmp_path / "serving.json",
+        *("--networks=digits", "--turns=1", "--seconds=0.2"),
+    )
+    assert [result["batch"] for result in results] == [1, 64]
+    assert all(result["ratio"] > 0 for result in results)
+
+
 def test_two_workers_are_measured(tmp_path):
     results = run(
         "scaling.py",

@@ -5,7 +5,8 @@ python bin/export.py --workdir=runs/digits --output=digits.keras --weights=raw
 
 A folder becomes a SavedModel for TensorFlow Serving: the next free version in it, or
 the version named (models/digits/3). NAME.keras is the Keras network, NAME.tflite a
-LiteRT model. The privacy card lies in the SavedModel's assets.extra, or beside the file.
+LiteRT model. The privacy card lies in the SavedModel's assets.extra, or beside the
+file. What the model answers is described in serving/README.md.
 """
 
 import sys

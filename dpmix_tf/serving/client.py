@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
@@ -77,7 +78,16 @@ class _RestClient:
     def __init__(self, server: str, model_name: str, timeout: float, retries: int):
         import requests
         from requests.adapters import HTTPAdapter
+        from urllib3.exceptions import ReadTimeoutError
         from urllib3.util.retry import Retry
+
+        class RetryUnlessLate(Retry):
+            """A request that the server may still be busy with is not repeated."""
+
+            def increment(self, *arguments, error=None, **settings):
+                if isinstance(error, ReadTimeoutError):
+                    raise error
+                return super().increment(*arguments, error=error, **settings)
 
         self._server, self._model, self._timeout = server, model_name, timeout
         self._url = f"{server.rstrip('/')}/v1/models/{model_name}:predict"
@@ -86,9 +96,8 @@ class _RestClient:
         self._session = requests.Session()
         adapter = HTTPAdapter(
             pool_maxsize=64,
-            max_retries=Retry(
+            max_retries=RetryUnlessLate(
                 retries,
-                read=0,  # a late answer is not asked for twice
                 status_forcelist=(502, 503, 504),
                 allowed_methods=None,  # of every kind: POST changes nothing there
                 backoff_factor=_BACKOFF / 2,  # urllib3 doubles it before the first
@@ -191,7 +200,8 @@ class _GrpcClient:
             raise _refused(self._model, message) from error
         try:
             names, scores = (
-                self._tf.make_ndarray(outputs[name])[0] for name in ("classes", "scores")
+                self._tf.make_ndarray(outputs[name])[0]
+                for name in ("classes", "scores")
             )
         except (TypeError, ValueError, IndexError) as error:
             raise DPMixError(
@@ -223,15 +233,15 @@ def _no_model(server: str, model: str, message: str) -> DPMixError:
 
 
 def _refused(model: str, message: str) -> DPMixError:
-    lower = message.lower()
-    if "signature" in lower:
+    broken = re.search(r"(Broken image|Invalid (PNG|JPEG))[^\[\]]*", message)
+    if broken:
         return DPMixError(
-            f"The model {model!r} has no signature {_SIGNATURE!r}: {message}. Export it "
-            "with bin/export.py."
-        )
-    if "broken image" in lower or "invalid" in lower:
-        return DPMixError(
-            f"The server cannot read the image: {' '.join(message.split())[:300]}. "
+            f"The server cannot read the image: {' '.join(broken[0].split())}. "
             "Expected a JPEG or PNG file."
+        )
+    if re.search("signature.*not found", message, re.IGNORECASE):
+        return DPMixError(
+            f"The model {model!r} has no signature {_SIGNATURE!r}: {message}. Export "
+            "it with bin/export.py."
         )
     return DPMixError(f"The server refused the request: {message[:500]}")

@@ -94,6 +94,42 @@ def test_predict_classifies_files_and_folders_and_names_broken_ones(workdir, tmp
     assert one["classes"][0] in done.stdout.splitlines()[1]
 
 
+@pytest.mark.slow
+def test_export_makes_the_next_version_and_its_card_is_printed(workdir, tmp_path):
+    for version in ("1", "2"):
+        models = tmp_path / "models"
+        done = run("export", f"--workdir={workdir}", f"--output={models}")
+        assert done.returncode == 0, done.stderr
+        assert f"compared: {models / version}" in done.stdout
+    card = run("privacy", f"--card={models}")
+    assert (
+        card.stdout.startswith("# Privacy card")
+        and "| epsilon | 8.000 |" in card.stdout
+    )
+    as_json = json.loads(run("privacy", f"--card={models}", "--format=json").stdout)
+    spent = json.loads((workdir / "privacy.json").read_text())
+    assert as_json["privacy"]["epsilon"] == spent["epsilon"]
+    done = run("export", f"--workdir={tmp_path}", f"--output={models}")
+    assert done.returncode == 2 and "no checkpoint" in done.stderr
+    done = run("privacy", f"--card={tmp_path}")
+    assert done.returncode == 2 and "Expected a model exported" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["x.png"], "either --workdir or --server"),
+        (["--workdir=a", "--server=b", "x.png"], "either --workdir or --server"),
+        (["--workdir=a", "--repeat=3", "x.png"], "give --server"),
+        (["--server=http://localhost:1"], "No images"),
+        (["--server=localhost", "x.png"], "http://host:8501"),
+    ],
+)
+def test_predict_says_what_it_needs(flags, words):
+    done = run("predict", *flags)
+    assert done.returncode == 2 and words in done.stderr
+
+
 @pytest.mark.parametrize(
     ("missing", "expected"),
     [

@@ -34,12 +34,17 @@ class CModel:
 
     def __init__(self, folder):
         self._c = c = ctypes.CDLL(str(_LIBRARY))
-        for name in (
-            "TF_NewStatus TF_NewGraph TF_NewSessionOptions TF_NewBuffer "
-            "TF_LoadSessionFromSavedModel TF_GraphOperationByName TF_AllocateTensor "
-            "TF_TensorData TF_StringGetDataPointer"
-        ).split():
-            getattr(c, name).restype = ctypes.c_void_p
+        for function in (
+            c.TF_NewStatus,
+            c.TF_NewGraph,
+            c.TF_NewSessionOptions,
+            c.TF_LoadSessionFromSavedModel,
+            c.TF_GraphOperationByName,
+            c.TF_AllocateTensor,
+            c.TF_TensorData,
+            c.TF_StringGetDataPointer,
+        ):
+            function.restype = ctypes.c_void_p
         c.TF_Message.restype = ctypes.c_char_p
         c.TF_Dim.restype = ctypes.c_int64
         c.TF_TensorByteSize.restype = c.TF_StringGetSize.restype = ctypes.c_size_t

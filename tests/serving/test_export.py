@@ -350,7 +350,10 @@ def test_killed_exports_leave_no_half_version(trained, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for wait in (random.uniform(0.5, 5.0) for _ in range(3)):
         process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+            command,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
         )
         time.sleep(wait)
         process.send_signal(signal.SIGKILL)
