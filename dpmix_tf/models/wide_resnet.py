@@ -4,7 +4,6 @@ import keras
 from keras import layers, ops
 
 
-@keras.saving.register_keras_serializable("dpmix_tf")
 @keras.saving.register_keras_serializable(package="dpmix_tf")
 class StandardizedConv2D(layers.Conv2D):
     """Conv2D with scaled weight standardisation (Brock et al. 2021, equation 1).
