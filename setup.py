@@ -37,6 +37,7 @@ setup(
         "gpu": ["tensorflow[and-cuda]==2.21.0"],
         "dev": [
             "hypothesis==6.168.5",
+            "kymatio==0.3.0",  # what scattering features are compared with
             "mypy==2.4.1",
             "psutil==7.2.2",  # the benchmarks say what machine they ran on
             "pytest==9.1.1",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from dpmix_tf.data.sources import ExampleSource
+from dpmix_tf.data.sources import ExampleSource, fixed_options
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import PrivacyPlan, randomness
 
@@ -155,6 +155,7 @@ class PoissonBatches:
             )
             .map(to_batch, num_parallel_calls=2, deterministic=True)
             .prefetch(2)
+            .with_options(fixed_options())
         )
 
     def __iter__(self):

@@ -316,4 +316,16 @@ def ordered_batches(source: ExampleSource, batch_size: int) -> tf.data.Dataset:
         tf.data.Dataset.range(0, len(source), batch_size)
         .map(to_batch, num_parallel_calls=2, deterministic=True)
         .prefetch(2)
+        .with_options(fixed_options())
     )
+
+
+def fixed_options() -> tf.data.Options:
+    """No autotuning: there is nothing to tune.
+
+    Its thread sleeps for up to a minute at a time, and a process that ends waits for it
+    now and then.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options

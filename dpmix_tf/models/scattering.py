@@ -104,7 +104,12 @@ def _filtered(spectrum: tf.Tensor, filters: np.ndarray) -> tf.Tensor:
 
 def _folded(spectrum, filters):
     return tf.reduce_mean(
-        tf.reshape(spectrum[:,:,None]*tf.complex(filters, np.zeros_like(filters)),[-1,spectrum.shape[1]*8,2,20,2,20]),[2,4])
+        tf.reshape(
+            spectrum[:, :, None] * tf.complex(filters, np.zeros_like(filters)),
+            [-1, spectrum.shape[1] * 8, 2, 20, 2, 20],
+        ),
+        [2, 4],
+    )
 
 
 def _modulus(spectrum):
