@@ -8,7 +8,9 @@ import tensorflow as tf
 
 from dpmix_tf.errors import DPMixError
 
-_BORDER = 2  # periods of an image's circular extension that a filter is summed over
+_PERIODS = range(-2, 3)  # of an image's circular extension, where a filter is summed
+_BORDER = 4  # pixels reflected on either side: what an average reaches
+_LARGEST = 96  # pixels a side; the matrices grow with the fourth power
 
 
 @keras.saving.register_keras_serializable(package="dpmix_tf")
@@ -22,7 +24,7 @@ class Scattering(keras.layers.Layer):
     Differentially private linear classifiers on them are strong where no public data
     is at hand (Tramer and Boneh 2021).
 
-    Input: float [n,H,W,C], H and W multiples of 4.
+    Input: float [n,H,W,C], H and W multiples of 4 up to 96.
     Output: float32 [n,H/4,W/4,81*C], a channel's 81 features side by side.
 
     Raises:
@@ -33,32 +35,35 @@ class Scattering(keras.layers.Layer):
     ANGLES = 8
     FEATURES = 1 + SCALES * ANGLES + ANGLES * ANGLES
 
-    def __init__(self, **kwargs):
-        super().__init__(trainable=False, **kwargs)
-        self.autocast = False  # a sum of 1,600 squares in bfloat16 means little
+    def __init__(self, *, dtype="float32", **kwargs):
+        # Whatever the global policy: moduli are sums of many squares.
+        super().__init__(dtype=dtype, **kwargs)
 
     def build(self, input_shape):
         """Makes the filters, as constants."""
-        height, width = input_shape[1:3]
-        if height is None or width is None or height % 4 or width % 4:
+        sides = input_shape[1:3]
+        if any(not side or side % 4 or not 8 <= side <= _LARGEST for side in sides):
             raise DPMixError(
-                "Scattering needs images whose height and width are multiples of 4; "
-                f"received: {height}x{width}."
+                "Scattering needs images whose height and width are multiples of 4 "
+                f"from 8 to {_LARGEST}; received: {' x '.join(map(str, sides))}. "
+                "Resize them with data.image_size."
             )
-        self._size = size = (_padded(height), _padded(width))
-        wavelets = [
-            [_morlet(size, scale, angle) for angle in range(self.ANGLES)]
-            for scale in range(self.SCALES)
-        ]
-        # Purely real: a Morlet wavelet's real part is even and its imaginary part odd.
+        padded = tuple(side + 2 * _BORDER for side in sides)
+        borders = [_reflection(side) for side in sides]
+        whole = [np.eye(side) for side in padded]
         fine, coarse = (
-            np.stack([np.fft.fft2(one).real for one in row]).astype(np.float32)
-            for row in wavelets
+            np.stack([_morlet(padded, scale, turn) for turn in range(self.ANGLES)])
+            for scale in range(self.SCALES)
         )
-        self._fine, self._coarse = fine, _folding(coarse)
-        self._averages = {
-            step: [_averaging(length, step) for length in size] for step in (1, 2)
-        }
+        self._fine = _WaveletModulus(fine, borders, step=1)
+        self._coarse = _WaveletModulus(coarse, borders, step=2)
+        self._coarse_of_fine = _WaveletModulus(coarse, whole, step=2)
+        full, half = ([_averaging(side, step) for side in padded] for step in (1, 2))
+        self._average_images = [
+            np.float32(average @ border)
+            for average, border in zip(full, borders, strict=True)
+        ]
+        self._average_full, self._average_half = full, half
         super().build(input_shape)
 
     def compute_output_shape(self, input_shape):
@@ -69,60 +74,100 @@ class Scattering(keras.layers.Layer):
     def call(self, images):
         """See the class."""
         height, width, channels = images.shape[1:]
-        x = tf.transpose(tf.cast(images, tf.float32), [0, 3, 1, 2])
-        borders = [(size - length) // 2 for size, length in zip(
-            self._size, (height, width), strict=True)]  # fmt: skip
-        x = tf.pad(x, [[0, 0], [0, 0], *([b, b] for b in borders)], "REFLECT")
-        x = tf.reshape(x, [-1, 1, *self._size])
-        spectrum = tf.signal.fft2d(tf.complex(x, tf.zeros_like(x)))
-        fine = _modulus(_filtered(spectrum, self._fine))
-        coarse = _modulus(_folded(spectrum, self._coarse))
-        spectrum = tf.signal.fft2d(tf.complex(fine, tf.zeros_like(fine)))
-        second = _modulus(_folded(spectrum, self._coarse))
+        # Rows first, so that what is done along them is one matrix product; then all
+        # channels of all images, m of them; then columns.
+        x = tf.transpose(images, [1, 0, 3, 2])
+        x = tf.reshape(x, [height, -1, width])
+        fine = self._fine(x)
+        coarse = self._coarse(x)
+        second = self._coarse_of_fine(
+            tf.reshape(fine, [fine.shape[0], -1, fine.shape[3]])
+        )
         features = tf.concat(
             [
-                self._averaged(x, 1),
-                self._averaged(fine, 1),
-                self._averaged(coarse, 2),
-                self._averaged(second, 2),
+                _averaged(x, self._average_images, 1),
+                _averaged(fine, self._average_full, self.ANGLES),
+                _averaged(coarse, self._average_half, self.ANGLES),
+                _averaged(second, self._average_half, self.ANGLES**2),
             ],
-            axis=1,
+            axis=2,
         )
-        shape = [channels * self.FEATURES, height // 4, width // 4]
-        return tf.transpose(tf.reshape(features, [-1, *shape]), [0, 2, 3, 1])
-
-    def _averaged(self, x: tf.Tensor, step: int) -> tf.Tensor:
-        """[m,k,P/step,Q/step] -> [m,k,H/4,W/4]."""
-        rows, columns = self._averages[step]
-        return tf.einsum("ip,mkpq,jq->mkij", rows, x, columns)
+        shape = [height // 4, -1, channels * self.FEATURES, width // 4]
+        return tf.transpose(tf.reshape(features, shape), [1, 0, 3, 2])
 
 
-def _filtered(spectrum: tf.Tensor, filters: np.ndarray) -> tf.Tensor:
-    """Spectra [m,1,P,Q] times filters [8,P,Q] -> [m,8,P,Q]."""
-    return spectrum * tf.complex(filters, np.zeros_like(filters))
+class _WaveletModulus:
+    """|x * wavelet| for several wavelets, at every `step`-th pixel.
+
+    After a Fourier transform along the rows, a convolution is, for each frequency, one
+    along the columns, which is a matrix. Matrix products are what processors are best
+    at: on two cores this is several times as fast as by fast Fourier transforms.
+
+    Args:
+      wavelets: complex [k,P,Q].
+      borders: what the rows, [P,H], and the columns, [Q,W], are extended by.
+      step: 1 or 2.
+    """
+
+    def __init__(self, wavelets: np.ndarray, borders: list[np.ndarray], *, step: int):
+        count, rows, columns = wavelets.shape
+        kept, kept_columns = rows // step, columns // step
+        # Frequencies that the coarser grid cannot tell apart: [kept,step].
+        aliases = np.arange(kept)[:, np.newaxis] + kept * np.arange(step)
+        waves = np.exp(-2j * np.pi * aliases[..., np.newaxis] * np.arange(rows) / rows)
+        waves = waves @ borders[0]
+        self._forward = _stack(waves.real, waves.imag, axis=2).reshape(
+            kept * step * 2, -1
+        )
+        spectra = np.fft.fft(wavelets, axis=1)[:, aliases] / step  # [k,kept,step,Q]
+        shift = step * np.arange(kept_columns) - np.arange(columns)[:, np.newaxis]
+        kernels = spectra[..., shift % columns]  # [k,kept,step,Q in,Q/step out]
+        kernels = np.einsum("kfaio,iw->fawko", kernels, borders[1])
+        real, imaginary = kernels.real, kernels.imag
+        self._kernels = np.stack(
+            [
+                _stack(real, -imaginary, axis=2).reshape(
+                    kept, -1, count * kept_columns
+                ),
+                _stack(imaginary, real, axis=2).reshape(kept, -1, count * kept_columns),
+            ]
+        )
+        back = np.exp(2j * np.pi * np.outer(np.arange(kept), np.arange(kept)) / kept)
+        back /= kept
+        self._back = np.float32(
+            np.block([[back.real, -back.imag], [back.imag, back.real]])
+        )
+        self._parts, self._shape = 2 * step, (kept, count, kept_columns)
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        """float32 [H,m,W] -> [P/step,m,k,Q/step]."""
+        kept, count, columns = self._shape
+        spectrum = tf.matmul(self._forward, tf.reshape(x, [x.shape[0], -1]))
+        spectrum = tf.reshape(spectrum, [kept, self._parts, -1, x.shape[2]])
+        spectrum = tf.transpose(spectrum, [0, 2, 1, 3])
+        spectrum = tf.reshape(spectrum, [1, kept, -1, self._parts * x.shape[2]])
+        filtered = tf.matmul(spectrum, self._kernels)  # real and imaginary parts
+        signal = tf.matmul(self._back, tf.reshape(filtered, [2 * kept, -1]))
+        real, imaginary = tf.split(signal, 2)
+        modulus = tf.sqrt(tf.square(real) + tf.square(imaginary))
+        return tf.reshape(modulus, [kept, -1, count, columns])
 
 
-def _folded(spectrum, filters):
-    return tf.reduce_mean(
-        tf.reshape(
-            spectrum[:, :, None] * tf.complex(filters, np.zeros_like(filters)),
-            [-1, spectrum.shape[1] * 8, 2, 20, 2, 20],
-        ),
-        [2, 4],
-    )
+def _stack(real: np.ndarray, imaginary: np.ndarray, axis: int) -> np.ndarray:
+    return np.stack([real, imaginary], axis).astype(np.float32)
 
 
-def _modulus(spectrum):
-    return tf.abs(tf.signal.ifft2d(spectrum))
+def _averaged(x: tf.Tensor, averages: list[np.ndarray], count: int) -> tf.Tensor:
+    """[P,m*count,Q] in any grouping -> [H/4,m,count,W/4]."""
+    rows, columns = averages
+    x = tf.matmul(rows, tf.reshape(x, [rows.shape[1], -1]))
+    x = tf.matmul(tf.reshape(x, [-1, columns.shape[1]]), columns, transpose_b=True)
+    return tf.reshape(x, [rows.shape[0], -1, count, columns.shape[0]])
 
 
-def _folding(filters):
-    return filters
-
-
-def _padded(length: int) -> int:
-    """With a border of four pixels, which the averages reach into, on either side."""
-    return length + 8
+def _reflection(length: int) -> np.ndarray:
+    """Extends a side by its mirror image: [length+2*_BORDER,length]."""
+    return np.eye(length)[np.pad(np.arange(length), _BORDER, mode="reflect")]
 
 
 def _gabor(
@@ -131,8 +176,8 @@ def _gabor(
     """A plane wave under an oval Gaussian, summed over periods: complex [P,Q]."""
     total = np.zeros(size, complex)
     (p, q), sine, cosine = size, math.sin(angle), math.cos(angle)
-    for row in range(-_BORDER, _BORDER + 1):
-        for column in range(-_BORDER, _BORDER + 1):
+    for row in _PERIODS:
+        for column in _PERIODS:
             x, y = np.mgrid[row * p : (row + 1) * p, column * q : (column + 1) * q]
             along, across = x * cosine + y * sine, y * cosine - x * sine
             oval = along**2 + (slant * across) ** 2
@@ -163,7 +208,7 @@ def _averaging(length: int, step: int) -> np.ndarray:
     places = np.arange(length)
     hill = sum(
         np.exp(-((places + period * length) ** 2) / (2 * sigma**2))
-        for period in range(-_BORDER - 1, _BORDER + 1)
+        for period in _PERIODS
     )
     spectrum = np.fft.fft(hill).real / (sigma * math.sqrt(2 * math.pi))
     if step == 2:  # without the frequencies that the coarser grid cannot tell apart
