@@ -2,15 +2,18 @@
 
 from dpmix_tf.models.convnet import convnet
 from dpmix_tf.models.registry import NETWORKS, build_network
+from dpmix_tf.models.scattering import Scattering, scattering_network
 from dpmix_tf.models.structure import count_activations, split_frozen_front
 from dpmix_tf.models.validate import validate_network
 from dpmix_tf.models.wide_resnet import wide_resnet
 
 __all__ = [
+    "Scattering",
     "NETWORKS",
     "build_network",
     "convnet",
     "count_activations",
+    "scattering_network",
     "split_frozen_front",
     "validate_network",
     "wide_resnet",

@@ -7,11 +7,16 @@ import keras
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models.convnet import convnet
+from dpmix_tf.models.scattering import scattering_network
 from dpmix_tf.models.wide_resnet import wide_resnet
 
 # float16 would need loss scaling, which private gradients do not survive.
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
-NETWORKS = {"convnet": convnet, "wide_resnet": wide_resnet}
+NETWORKS = {
+    "convnet": convnet,
+    "scattering": scattering_network,
+    "wide_resnet": wide_resnet,
+}
 
 
 def build_network(

@@ -96,6 +96,44 @@ class Scattering(keras.layers.Layer):
         return tf.transpose(tf.reshape(features, shape), [1, 0, 3, 2])
 
 
+def scattering_network(
+    *,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    hidden: tuple[int, ...] = (),
+    name: str = "scattering",
+) -> keras.Model:
+    """Builds a classifier on group-normalised scattering features.
+
+    Nothing before the head is trained, so that it is computed once a view and outside
+    the tape (Tramer and Boneh 2021: on CIFAR-10 67.0 % at epsilon = 3 with a linear
+    head, 69.3 % with a small convolutional one).
+
+    Args:
+      input_shape: (H, W, C), sides multiples of 4 up to 96; values in [0, 1].
+      num_classes: number of logits.
+      hidden: channels of 3x3 convolutions before the linear layer; none: a logistic
+        regression.
+      name: the Keras model's name.
+
+    Returns:
+      A functional Keras model, float32 [n,H,W,C] -> logits [n,num_classes].
+    """
+    inputs = keras.Input(input_shape, name="images")
+    x = Scattering()(inputs)
+    # Nine features a group, without weights: every feature reaches the head at a scale
+    # that noise does not drown.
+    x = keras.layers.GroupNormalization(
+        x.shape[-1] // 9, epsilon=1e-5, center=False, scale=False
+    )(x)
+    for channels in hidden:
+        x = keras.layers.Conv2D(channels, 3, padding="same", activation="tanh")(x)
+    logits = keras.layers.Dense(
+        num_classes, kernel_initializer="zeros", dtype="float32", name="logits"
+    )(keras.layers.Flatten()(x))
+    return keras.Model(inputs, logits, name=name)
+
+
 class _WaveletModulus:
     """|x * wavelet| for several wavelets, at every `step`-th pixel.
 

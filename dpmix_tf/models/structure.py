@@ -4,6 +4,8 @@ import math
 
 import keras
 
+from dpmix_tf.models.scattering import Scattering
+
 
 def split_frozen_front(network: keras.Model) -> tuple[keras.Model | None, keras.Model]:
     """Splits off the layers that no trainable weight comes before.
@@ -16,8 +18,8 @@ def split_frozen_front(network: keras.Model) -> tuple[keras.Model | None, keras.
 
     Returns:
       front, images -> features, and rest, features -> logits, which share the network's
-      weights; or None and the network itself where the front has no weights, more than
-      one output, or cannot be told (a subclass of keras.Model).
+      weights; or None and the network itself where the front has neither weights nor
+      wavelets, more than one output, or cannot be told (a subclass of keras.Model).
     """
     if isinstance(network, keras.Sequential):
         network = keras.Model(network.inputs, network.outputs)
@@ -25,7 +27,7 @@ def split_frozen_front(network: keras.Model) -> tuple[keras.Model | None, keras.
         return None, network
     trained: set[int] = set()  # tensors that depend on a trainable weight
     front: set[int] = set()  # tensors that do not
-    weights = False
+    worthwhile = False
     cut = {}  # front tensors that trained layers read
     for layer, inputs, outputs in _nodes(network):
         depends = any(id(tensor) in trained for tensor in inputs)
@@ -34,8 +36,9 @@ def split_frozen_front(network: keras.Model) -> tuple[keras.Model | None, keras.
             cut |= {id(tensor): tensor for tensor in inputs if id(tensor) in front}
         else:
             front.update(id(tensor) for tensor in outputs)
-            weights |= bool(getattr(layer, "variables", None))
-    if not weights or len(cut) != 1:
+            worthwhile |= bool(getattr(layer, "variables", None))
+            worthwhile |= isinstance(layer, Scattering)
+    if not worthwhile or len(cut) != 1:
         return None, network
     (features,) = cut.values()
     return keras.Model(network.inputs, features), keras.Model(features, network.outputs)

@@ -1,5 +1,6 @@
 """model.save and keras.models.load_model, as users of Keras expect them."""
 
+import itertools
 import json
 import zipfile
 
@@ -68,12 +69,13 @@ def test_a_saved_model_comes_back_and_goes_on(source, tmp_path):
 def test_the_seed_is_not_saved_and_never_used_again(source, tmp_path):
     model = trained_model(source, seed=SEED)
     model.save(tmp_path / "x.keras")
-    again = keras.models.load_model(tmp_path / "x.keras")
-    for one, other in (
-        (model._mechanism._stream.seed, again._mechanism._stream.seed),
-        (model._view_stream.seed, again._view_stream.seed),
-    ):
-        assert not np.array_equal(one, other)
+    loaded = [keras.models.load_model(tmp_path / "x.keras") for _ in range(2)]
+    for one, other in itertools.combinations([model, *loaded], 2):
+        for first, second in (
+            (one._mechanism._stream.seed, other._mechanism._stream.seed),
+            (one._view_stream.seed, other._view_stream.seed),
+        ):
+            assert not np.array_equal(first, second)
     derived = [
         np.asarray(stream.seed)
         for stream in (model._mechanism._stream, model._view_stream)
