@@ -21,10 +21,10 @@ def get_config():
     config.privacy.epsilon = 3.0
     config.privacy.delta = 1e-5
     config.privacy.expected_batch_size = 8192
-    config.privacy.updates = 150
-    config.privacy.clip_norm = 0.1
-    config.optimizer.update(name="SGD", learning_rate=4.0, momentum=0.9)
+    config.privacy.updates = 120
+    config.privacy.clip_norm = 1.0
+    config.optimizer.update(name="SGD", learning_rate=1.0, momentum=0.9)
     config.ema_decay = 0.9999
-    config.run.evaluate_every = 25
+    config.run.evaluate_every = 20
     config.run.checkpoint_every = 5
     return config

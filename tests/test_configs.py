@@ -13,7 +13,7 @@ from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.synthetic.stable_diffusion import prompt_for
 from dpmix_tf.training import DPMixModel
 from dpmix_tf.training.trainer import make_optimizer, make_plan
-from dpmix_tf.views import ViewMaker
+from dpmix_tf.views import make_views
 from tests.conftest import ROOT
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -52,8 +52,8 @@ def test_config_makes_its_plan_and_one_update(name):
         num_classes=len(classes),
         arguments=arguments,
     )
-    views = config.views.to_dict() | {"base": 2, "mixed": 2}
-    model = DPMixModel(network, plan=small, views=ViewMaker(**views, pool=pool))
+    views = make_views(config.views.to_dict() | {"base": 2, "mixed": 2}, pool)
+    model = DPMixModel(network, plan=small, views=views)
     model.compile(make_optimizer(config))
     model.fit(PoissonBatches(source, small), verbose=0)
     assert model.updates == 1

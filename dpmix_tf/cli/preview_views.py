@@ -22,7 +22,7 @@ def _main(argv: list[str]) -> None:
     common.require(config=_CONFIG.value)
     from dpmix_tf.data import load_dataset
     from dpmix_tf.training.trainer import load_pool
-    from dpmix_tf.views import ViewMaker
+    from dpmix_tf.views import NaiveMixup, make_views
     from dpmix_tf.views.preview import draw_views
 
     config = _CONFIG.value
@@ -32,9 +32,12 @@ def _main(argv: list[str]) -> None:
             f"--index must be below {len(dataset.train)}, the training examples; "
             f"received: {_INDEX.value}."
         )
+    views = make_views(config.views.to_dict(), load_pool(config, dataset))
+    if isinstance(views, NaiveMixup):
+        raise DPMixError("Naive mixup has no views of one example to be drawn.")
     images, labels = dataset.train.read([_INDEX.value])
     draw_views(
-        ViewMaker(**config.views.to_dict(), pool=load_pool(config, dataset)),
+        views,
         images[0],
         int(labels[0]),
         dataset.class_names,

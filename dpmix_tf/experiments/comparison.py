@@ -25,6 +25,10 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "self_aug_34": {"base": 34, "mixed": 0, "synthetic": 0},
     "dp_mix_self": {"base": 16, "mixed": 18, "synthetic": 0},
     "dp_mix_diff": {"base": 16, "mixed": 18, "synthetic": 2},
+    **{
+        mixer: {"base": 16, "mixed": 18, "synthetic": 0, "mixer": mixer}
+        for mixer in ("cutmix", "resizemix", "fmix", "maskmix")
+    },
 }
 
 

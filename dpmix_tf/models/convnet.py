@@ -9,15 +9,17 @@ def convnet(
     input_shape: tuple[int, int, int],
     num_classes: int,
     widths: tuple[int, ...] = (32, 64),
+    activation: str = "relu",
     groups: int = 8,
     name: str = "convnet",
 ) -> keras.Model:
-    """Builds [convolution 3x3, GroupNorm, ReLU, pool by 2] a width, then a dense layer.
+    """Builds [convolution 3x3, GroupNorm, activation, pool by 2] a width, and a head.
 
     Args:
       input_shape: (H, W, C); values in [0, 1]. H and W halve at every width.
       num_classes: number of logits.
       widths: output channels of each convolution, multiples of `groups`.
+      activation: Keras's name, see wide_resnet.
       groups: groups of the group normalisation (Wu and He 2018).
       name: the Keras model's name.
 
@@ -29,7 +31,7 @@ def convnet(
     for width in widths:
         x = layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
         x = layers.GroupNormalization(groups)(x)
-        x = layers.ReLU()(x)
+        x = layers.Activation(activation)(x)
         x = layers.MaxPooling2D(2)(x)
     x = layers.Flatten()(x)
     return keras.Model(

@@ -101,6 +101,7 @@ def scattering_network(
     input_shape: tuple[int, int, int],
     num_classes: int,
     hidden: tuple[int, ...] = (),
+    activation: str = "tanh",
     name: str = "scattering",
 ) -> keras.Model:
     """Builds a classifier on group-normalised scattering features.
@@ -114,6 +115,7 @@ def scattering_network(
       num_classes: number of logits.
       hidden: channels of 3x3 convolutions before the linear layer; none: a logistic
         regression.
+      activation: of the convolutions; Keras's name.
       name: the Keras model's name.
 
     Returns:
@@ -127,7 +129,7 @@ def scattering_network(
         x.shape[-1] // 9, epsilon=1e-5, center=False, scale=False
     )(x)
     for channels in hidden:
-        x = keras.layers.Conv2D(channels, 3, padding="same", activation="tanh")(x)
+        x = keras.layers.Conv2D(channels, 3, padding="same", activation=activation)(x)
     logits = keras.layers.Dense(
         num_classes, kernel_initializer="zeros", dtype="float32", name="logits"
     )(keras.layers.Flatten()(x))

@@ -44,13 +44,15 @@ def wide_resnet(
     input_shape: tuple[int, int, int],
     num_classes: int,
     groups: int = 16,
+    activation: str = "relu",
+    norm_first: bool = True,
     weight_standardization: bool = False,
     name: str | None = None,
 ) -> keras.Model:
     """Builds a WRN-depth-width (Zagoruyko and Komodakis 2016), pre-activation.
 
-    WRN-16-4 with 10 classes has 2,748,890 parameters. Norm comes before the activation
-    and the convolution; group normalisation as in De et al. 2022.
+    WRN-16-4 with 10 classes has 2,748,890 parameters. Norm and activation come before
+    the convolution; group normalisation as in De et al. 2022.
 
     Args:
       depth: 6 * blocks + 4, such as 10, 16, 22, 40.
@@ -58,6 +60,10 @@ def wide_resnet(
       input_shape: (H, W, C); values in [0, 1].
       num_classes: number of logits.
       groups: groups of the group normalisation; must divide 16.
+      activation: Keras's name; bounded ones such as tanh keep gradients short
+        (Papernot et al. 2021).
+      norm_first: norm, then activation; or the other way round, so that what reaches
+        the convolution is normalised.
       weight_standardization: use StandardizedConv2D (De et al. 2022).
       name: the Keras model's name, default wrn_<depth>_<width>.
 
@@ -79,7 +85,10 @@ def wide_resnet(
         )(x)
 
     def activate(x):
-        return layers.ReLU()(layers.GroupNormalization(groups)(x))
+        pair = layers.GroupNormalization(groups), layers.Activation(activation)
+        for layer in pair if norm_first else reversed(pair):
+            x = layer(x)
+        return x
 
     inputs = keras.Input(input_shape, name="images")
     x = layers.Rescaling(2.0, offset=-1.0)(inputs)

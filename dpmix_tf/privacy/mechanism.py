@@ -101,9 +101,10 @@ class GaussianMechanism:
     """Clips records, sums them and releases the noisy mean of one update.
 
     Formal guarantee: for a fixed update, `noisy_mean` of a sum of records that each
-    went through `add` is the Gaussian mechanism with L2 sensitivity plan.clip_norm and
-    noise multiplier plan.noise_multiplier, under adding or removing one record; the
-    division by the expected batch size is post-processing.
+    went through `add` is the Gaussian mechanism with noise multiplier
+    plan.noise_multiplier, under adding or removing one example, if that moves the sum
+    by at most plan.sensitivity * plan.clip_norm: by the clip norm where each example is
+    one record. The division by the expected batch size is post-processing.
     """
 
     def __init__(self, plan: PrivacyPlan, seed: int):
@@ -111,7 +112,7 @@ class GaussianMechanism:
         self._stream = randomness.Stream(seed, "noise")
         self._query = SeededGaussianSumQuery(
             l2_norm_clip=plan.clip_norm,
-            stddev=plan.noise_multiplier * plan.clip_norm,
+            stddev=plan.noise_multiplier * plan.sensitivity * plan.clip_norm,
             seed=self._stream.seed,
         )
         self.clip_norm = self._query.derive_sample_params(

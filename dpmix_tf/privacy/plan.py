@@ -45,11 +45,13 @@ class PrivacyPlan:
       num_examples: N, examples in the training set. Taken as public.
       expected_batch_size: B, in (0, N]; the actual size of a batch varies around it.
       updates: number of noisy updates that the budget allows.
-      noise_multiplier: sigma; noise has standard deviation sigma * clip_norm on the
-        sum.
+      noise_multiplier: sigma; noise has standard deviation sigma * sensitivity *
+        clip_norm on the sum.
       delta: in (0, 1); well below 1 / num_examples.
       clip_norm: C > 0, L2 bound on one example's gradient over all variables together.
       accountant: "pld" (tighter) or "rdp".
+      sensitivity: by how many clip norms one example can move the sum; the view maker
+        says. 1 where every example has a gradient of its own.
     """
 
     num_examples: int
@@ -59,6 +61,7 @@ class PrivacyPlan:
     delta: float
     clip_norm: float = 1.0
     accountant: str = "pld"
+    sensitivity: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuses values under which the guarantee would mean nothing."""
@@ -73,6 +76,7 @@ class PrivacyPlan:
             )
         _check_number("noise_multiplier", self.noise_multiplier, at_least=0.0)
         _check_number("clip_norm", self.clip_norm, above=0.0)
+        _check_number("sensitivity", self.sensitivity, at_least=1.0)
         _check_number("delta", self.delta, above=0.0, below=1.0)
         if self.accountant not in accounting.ACCOUNTANTS:
             raise DPMixError(
@@ -98,6 +102,7 @@ class PrivacyPlan:
         updates: int,
         clip_norm: float = 1.0,
         accountant: str = "pld",
+        sensitivity: float = 1.0,
     ) -> "PrivacyPlan":
         """Finds the least noise with which all updates cost at most `epsilon`.
 
@@ -109,6 +114,7 @@ class PrivacyPlan:
           updates: number of updates.
           clip_norm: C.
           accountant: "pld" or "rdp".
+          sensitivity: in clip norms.
 
         Returns:
           A plan whose `epsilon()` is at most `epsilon`, by less than 0.1 % in noise.
@@ -122,6 +128,7 @@ class PrivacyPlan:
             delta=delta,
             clip_norm=clip_norm,
             accountant=accountant,
+            sensitivity=sensitivity,
         )
         noise_multiplier = accounting.noise_multiplier_for(
             target_epsilon=epsilon,
@@ -145,6 +152,7 @@ class PrivacyPlan:
         updates: int,
         clip_norm: float = 1.0,
         accountant: str = "pld",
+        sensitivity: float = 1.0,
     ) -> "PrivacyPlan":
         """Takes the noise as given; `epsilon()` says what it buys. 0 buys nothing."""
         return cls(
@@ -155,6 +163,7 @@ class PrivacyPlan:
             delta=delta,
             clip_norm=clip_norm,
             accountant=accountant,
+            sensitivity=sensitivity,
         )
 
     @property
@@ -221,8 +230,15 @@ class PrivacyPlan:
             f"{self.accountant.upper()} accountant.\n"
             f"It assumes: each of {self.num_examples:,} examples joined each update's "
             f"batch independently with probability {self.sampling_probability:.6g}; "
-            "each example's gradient, the mean over its views, was clipped once to L2 "
-            f"norm {self.clip_norm:g}; Gaussian noise of standard deviation "
+            + (
+                "each example's gradient, the mean over its views, was clipped once to "
+                f"L2 norm {self.clip_norm:g}; "
+                if self.sensitivity == 1
+                else "the gradient of each microbatch, in which different examples are "
+                f"blended, was clipped once to L2 norm {self.clip_norm:g}, so that one "
+                f"example moves the sum by up to {self.sensitivity:g} times that; "
+            )
+            + "Gaussian noise of standard deviation "
             f"{self.noise_multiplier:.6g} times that was added once to each update's "
             "sum; and the seed of sampling and noise stays secret. "
             + sampling

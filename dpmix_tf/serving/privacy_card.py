@@ -72,6 +72,7 @@ def make_card(
             "expected_batch_size": plan.expected_batch_size,
             "noise_multiplier": plan.noise_multiplier,
             "clip_norm": plan.clip_norm,
+            "sensitivity": plan.sensitivity,
             "updates": updates_spent,
             "planned_updates": plan.updates,
             "seed_chosen_by_user": seed_chosen,
@@ -173,6 +174,7 @@ def to_markdown(card: dict[str, Any]) -> str:
         f"{privacy['expected_batch_size']:g}",
         "noise multiplier": f"{privacy['noise_multiplier']:.6g}",
         "clip norm": f"{privacy['clip_norm']:g}",
+        "sensitivity": f"{privacy['sensitivity']:g} clip norms",
         "updates": f"{privacy['updates']:,} of {privacy['planned_updates']:,} planned",
         "seed": "chosen by the user"
         if privacy["seed_chosen_by_user"]
@@ -201,11 +203,14 @@ def _cell(value: str) -> str:
 
 
 def _views(views: dict[str, Any]) -> str:
+    if views["microbatch"]:
+        return f"naive mixup of examples in microbatches of {views['microbatch']}"
     parts = [f"{views['base']} augmented ({views['augment']})"]
     if views["synthetic"]:
         parts.append(f"{views['synthetic']} from the public pool")
     if views["mixed"]:
         parts.append(
-            f"{views['mixed']} mixed within the example, alpha {views['alpha']:g}"
+            f"{views['mixed']} mixed within the example ({views['mixer']}, alpha "
+            f"{views['alpha']:g})"
         )
     return f"{views['views_per_example']}: {', '.join(parts)}"

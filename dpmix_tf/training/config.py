@@ -51,16 +51,19 @@ def default_config() -> ConfigDict:
     config.network = ConfigDict({"name": "convnet"})  # and its arguments
     config.dtype_policy = "float32"  # or mixed_bfloat16, where the processor has it
 
-    config.views = ConfigDict()  # the fields of dpmix_tf.views.ViewMaker
+    # The fields of dpmix_tf.views.ViewMaker; or microbatch, for NaiveMixup.
+    config.views = ConfigDict()
     config.views.base = 16
     config.views.mixed = 18
     config.views.synthetic = 0  # needs pool.path
     config.views.alpha = 0.2
+    config.views.mixer = "mixup"  # or another of dpmix_tf.views.mixers, or a choice
     config.views.augment = "crop_flip"
     config.views.padding = 4
     config.views.only_mixed = False
     config.views.labels_only = False
     config.views.same_class = False
+    config.views.microbatch = config_dict.placeholder(int)
 
     config.pool = default_pool()
 
@@ -74,6 +77,8 @@ def default_config() -> ConfigDict:
     config.privacy.accountant = "pld"
 
     config.optimizer = ConfigDict({"name": "SGD", "learning_rate": 1.0})  # Keras's
+    # Memory of a low-pass filter of the noisy gradients, such as 0.9; left out, none.
+    config.optimizer.low_pass = config_dict.placeholder(float)
     config.ema_decay = 0.9999
 
     config.run = ConfigDict()

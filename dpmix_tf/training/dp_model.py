@@ -20,7 +20,7 @@ from dpmix_tf.privacy.clipping import (
 from dpmix_tf.privacy.mechanism import GaussianMechanism
 from dpmix_tf.training import cluster
 from dpmix_tf.training.averaging import ExponentialMovingAverage
-from dpmix_tf.views import ViewMaker
+from dpmix_tf.views import NaiveMixup, ViewMaker
 from dpmix_tf.views.maker import as_float
 
 # float16 is not among them: it needs loss scaling.
@@ -53,7 +53,7 @@ class DPMixModel(keras.Model):
       network: Keras model, float images [n,H,W,C] -> logits [n,classes]; uint8 images
         reach it as float32 in [0, 1].
       plan: the privacy budget. Training stops at its last update.
-      views: makes K views of one example.
+      views: makes K views of one example; its sensitivity must be the plan's.
       seed: secret, int in [0, 2**128); default 128 bits from the operating system.
         Noise and views derive from it. Whoever knows it can take the noise away. Of
         several workers the first one's counts.
@@ -72,7 +72,7 @@ class DPMixModel(keras.Model):
         network: keras.Model,
         *,
         plan: PrivacyPlan,
-        views: ViewMaker,
+        views: ViewMaker | NaiveMixup,
         seed: int | None = None,
         chunk_size: int | None = None,
         ema_decay: float = 0.9999,
@@ -91,6 +91,17 @@ class DPMixModel(keras.Model):
                 f"The network computes in {network.compute_dtype} on weights in "
                 f"{network.variable_dtype}; gradients are clipped and noised in "
                 'float32. Build it under the policy "float32" or "mixed_bfloat16".'
+            )
+        if plan.sensitivity != views.sensitivity:
+            raise DPMixError(
+                f"The plan's noise is for a sensitivity of {plan.sensitivity:g} clip "
+                f"norms; with these views it is {views.sensitivity:g}. Make the plan "
+                "with sensitivity=views.sensitivity."
+            )
+        if views.sensitivity > 1 and self.distribute_strategy.num_replicas_in_sync > 1:
+            raise DPMixError(
+                "naive mixup does not share its microbatches out among replicas. Use "
+                "one replica."
             )
         self.seed_chosen = seed is not None
         seed = randomness.fresh_seed() if seed is None else seed
@@ -133,7 +144,7 @@ class DPMixModel(keras.Model):
                 "Dropout, would draw the same ones for all examples of a chunk. Leave "
                 "chunk_size out, or remove the layers."
             )
-        views = self.views.views_per_example
+        views = self.views.views_per_record
         activations = count_activations(self.network)
         weights = sum(int(np.prod(v.shape)) for v in self.network.trainable_variables)
         if chunk_size is not None:
@@ -205,12 +216,13 @@ class DPMixModel(keras.Model):
             )
         self._jit_chunks = bool(kwargs.pop("jit_compile", False))
         optimizer = keras.optimizers.get(optimizer)
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        inner = getattr(optimizer, "inner", optimizer)
+        if isinstance(inner, keras.optimizers.LossScaleOptimizer):
             raise DPMixError(
                 "A LossScaleOptimizer would divide the noisy gradients by a scale that "
                 "they were never multiplied with. Pass its inner optimizer."
             )
-        if getattr(optimizer, "gradient_accumulation_steps", None):
+        if getattr(inner, "gradient_accumulation_steps", None):
             raise DPMixError(
                 "gradient_accumulation_steps would apply several noisy gradients as "
                 "one update and the count of updates would be wrong. Raise the plan's "
@@ -471,9 +483,16 @@ class DPMixModel(keras.Model):
         update_seed = randomness.fold_in(self._view_stream.seed, update)
         front, rest = self._parts()
 
-        def views_of(images, labels, ids):
-            seeds = randomness.fold_in_each(update_seed, ids)
-            views, view_labels = self.views.several(images, labels, seeds)
+        records, make_views = self.views.records(
+            tf.ensure_shape(images, [None, *self.network.input_shape[1:]]),
+            labels,
+            ids,
+            seed=update_seed,
+            expected_batch_size=self.plan.expected_batch_size,
+        )
+
+        def views_of(*records):
+            views, view_labels = make_views(*records)
             if front is not None:
                 features = front(
                     tf.reshape(views, [-1, *views.shape[2:]]), training=True
@@ -483,18 +502,14 @@ class DPMixModel(keras.Model):
 
         def mean_loss(views, view_labels):
             logits = tf.cast(rest(views, training=True), tf.float32)
-            return tf.reduce_mean(
-                tf.nn.softmax_cross_entropy_with_logits(view_labels, logits)
-            )
+            # TensorFlow's fused cross-entropy is wrong for labels that sum to 0.
+            losses = -tf.reduce_sum(view_labels * tf.nn.log_softmax(logits), axis=-1)
+            return tf.reduce_mean(losses)
 
         return clipped_gradient_sum(
             self._mechanism,
             [variable.value for variable in self.network.trainable_variables],
-            (
-                tf.ensure_shape(images, [None, *self.network.input_shape[1:]]),
-                labels,
-                ids,
-            ),
+            records,
             views_of,
             mean_loss,
             chunk_size=self.chunk_size,
@@ -534,7 +549,8 @@ class DPMixModel(keras.Model):
             config["network"], custom_objects=custom_objects
         )
         config["plan"] = PrivacyPlan(**config["plan"])
-        config["views"] = ViewMaker.from_dict(config["views"])
+        kind = NaiveMixup if "microbatch" in config["views"] else ViewMaker
+        config["views"] = kind.from_dict(config["views"])
         model = cls(**config)
         for name, value in history.items():  # the updates so far were made under it
             setattr(model, name, value)
@@ -601,6 +617,8 @@ def _leave_gradients_as_they_are(optimizer: keras.optimizers.Optimizer) -> None:
     They are equal already, noise included. Adding up what is not yet noisy is no way
     out: the optimizer's own clipping, if any, would come before the noise.
     """
+    if hasattr(optimizer, "inner"):
+        _leave_gradients_as_they_are(optimizer.inner)
     if not hasattr(optimizer, "_all_reduce_sum_gradients"):
         raise DPMixError(
             f"Keras {keras.__version__} adds gradients up over replicas in a way that "

@@ -29,10 +29,11 @@ from dpmix_tf.privacy.plan import round_up
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training import checkpoints, cluster
 from dpmix_tf.training.dp_model import DPMixModel
+from dpmix_tf.training.filtering import LowPassOptimizer
 from dpmix_tf.training.restore import restore_model
 from dpmix_tf.training.software import versions
 from dpmix_tf.training.workdir import Metrics, WorkDir, spent_updates
-from dpmix_tf.views import ViewMaker
+from dpmix_tf.views import NaiveMixup, ViewMaker, make_views
 
 
 def make_plan(config: ConfigDict, num_examples: int) -> PrivacyPlan:
@@ -50,13 +51,11 @@ def make_plan(config: ConfigDict, num_examples: int) -> PrivacyPlan:
             "Give exactly one of privacy.epsilon and privacy.noise_multiplier; "
             f"received epsilon={epsilon}, noise_multiplier={noise_multiplier}."
         )
+    kind = ViewMaker if config.views.microbatch is None else NaiveMixup
+    settings |= {"num_examples": num_examples, "sensitivity": kind.sensitivity}
     if epsilon is None:
-        return PrivacyPlan.for_noise(
-            noise_multiplier=noise_multiplier, num_examples=num_examples, **settings
-        )
-    return PrivacyPlan.for_epsilon(
-        epsilon=epsilon, num_examples=num_examples, **settings
-    )
+        return PrivacyPlan.for_noise(noise_multiplier=noise_multiplier, **settings)
+    return PrivacyPlan.for_epsilon(epsilon=epsilon, **settings)
 
 
 def make_optimizer(config: ConfigDict) -> keras.optimizers.Optimizer:
@@ -66,13 +65,14 @@ def make_optimizer(config: ConfigDict) -> keras.optimizers.Optimizer:
       DPMixError: Keras has no such optimizer, or it does not take the arguments.
     """
     arguments = config.optimizer.to_dict()
-    name = arguments.pop("name")
+    name, memory = arguments.pop("name"), arguments.pop("low_pass")
     try:
-        return keras.optimizers.get({"class_name": name, "config": arguments})
+        inner = keras.optimizers.get({"class_name": name, "config": arguments})
     except (ValueError, TypeError) as error:
         raise DPMixError(
             f"Keras makes no optimizer {name!r} from {arguments}: {error}"
         ) from error
+    return inner if memory is None else LowPassOptimizer(inner, memory)
 
 
 def load_pool(config: ConfigDict, dataset: Dataset) -> SyntheticPool | None:
@@ -144,7 +144,7 @@ def build_model(
     model = model_class(
         network,
         plan=plan,
-        views=ViewMaker(**config.views.to_dict(), pool=load_pool(config, dataset)),
+        views=make_views(config.views.to_dict(), load_pool(config, dataset)),
         seed=seed,
         chunk_size=config.run.chunk_size,
         ema_decay=config.ema_decay,

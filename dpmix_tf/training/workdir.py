@@ -101,6 +101,7 @@ class WorkDir:
             "delta": plan.delta,
             "noise_multiplier": plan.noise_multiplier,
             "clip_norm": plan.clip_norm,
+            "sensitivity": plan.sensitivity,
             "sampling_probability": plan.sampling_probability,
             "num_examples": plan.num_examples,
             "expected_batch_size": plan.expected_batch_size,

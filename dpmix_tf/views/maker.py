@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -14,7 +14,7 @@ from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.views import mixers
 from dpmix_tf.views.augment import AUGMENTATIONS, Augmentation
 
-# Uniform numbers that a mixed view uses: two partners and lambda.
+# Uniform numbers that a mixed view uses besides its mixer's: two partners and lambda.
 _PAIR_DRAWS = 2 + mixers.BETA_DRAWS
 
 
@@ -36,6 +36,8 @@ class ViewMaker:
       mixed: K_SELF, blended views, 0 or more.
       synthetic: K_DIFF, images from the pool, 0 or more.
       alpha: Beta parameter, above 0.
+      mixer: how two views become one: "mixup", "cutmix", "resizemix", "fmix",
+        "maskmix", or a choice, "mixup:0.5,cutmix:0.5"; see views.mixers.
       augment: name of the base augmentation, see views.augment.AUGMENTATIONS.
       padding: pixels by which crops may move; 4 is published for 32x32 images.
       pool: SyntheticPool of the images' size and classes; needed where synthetic > 0.
@@ -50,12 +52,15 @@ class ViewMaker:
     mixed: int = 0
     synthetic: int = 0
     alpha: float = 0.2
+    mixer: str = "mixup"
     augment: str = "none"
     padding: int = 4
     pool: SyntheticPool | None = None
     only_mixed: bool = False
     labels_only: bool = False
     same_class: bool = False
+
+    sensitivity: ClassVar[float] = 1.0  # clip norms
 
     def __post_init__(self) -> None:
         """Refuses counts and names that make no views."""
@@ -76,6 +81,7 @@ class ViewMaker:
             raise DPMixError("only_mixed leaves no views where mixed=0. Raise mixed.")
         if not self.alpha > 0:
             raise DPMixError(f"alpha must be above 0, received: {self.alpha}.")
+        mixers.parse_mixer(self.mixer)
         if self.augment not in AUGMENTATIONS:
             raise DPMixError(
                 f"augment must be one of {', '.join(AUGMENTATIONS)}; received: "
@@ -156,6 +162,42 @@ class ViewMaker:
         """K."""
         return self.mixed if self.only_mixed else self._partners + self.mixed
 
+    @property
+    def views_per_record(self) -> int:
+        """Views whose mean gradient is clipped as one: all of an example's."""
+        return self.views_per_example
+
+    def records(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        ids: tf.Tensor,
+        *,
+        seed: tf.Tensor,
+        expected_batch_size: float,
+    ) -> tuple[tuple[tf.Tensor, ...], Callable[..., tuple[tf.Tensor, tf.Tensor]]]:
+        """Says what is clipped as one: here each example.
+
+        Args:
+          images: [n,H,W,C], a batch.
+          labels: float [n,classes].
+          ids: int64 [n], what the examples' draws are keyed by.
+          seed: int64 [2], of this update's views.
+          expected_batch_size: the plan's.
+
+        Returns:
+          What there is one of for each record, tensors [records,...]; and a function
+          from some rows of these to their views, [rows,views_per_record,H,W,C], and
+          labels, [rows,views_per_record,classes]. Adding or removing one example moves
+          a sum over records, each clipped, by at most `sensitivity` clip norms.
+        """
+        del expected_batch_size
+
+        def views_of(images, labels, ids):
+            return self.several(images, labels, randomness.fold_in_each(seed, ids))
+
+        return (images, labels, ids), views_of
+
     def several(
         self, images: tf.Tensor, labels: tf.Tensor, seeds: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -184,7 +226,7 @@ class ViewMaker:
             images = tf.concat([images, drawn], 1)
             pool_labels = tf.concat([pool_labels, drawn_labels], 1)
         shape = images.shape
-        augment = _augmentation(self.augment, tuple(shape[2:]), self.padding)
+        augment = augmentation(self.augment, tuple(shape[2:]), self.padding)
         images = augment(
             tf.reshape(images, [-1, *shape[2:]]),
             tf.reshape(draws.augment, [shape[0] * shape[1], augment.draws]),
@@ -194,10 +236,11 @@ class ViewMaker:
             return images, labels
         first, second, lam = self._pairs(draws.pairs)
         # batch_dims keeps both partners inside the example's own pool.
-        mixed, weight = mixers.mixup(
+        mixed, weight = mixers.parse_mixer(self.mixer).blend(
             tf.gather(images, first, axis=1, batch_dims=1),
             tf.gather(images, second, axis=1, batch_dims=1),
             lam,
+            draws.pairs[..., _PAIR_DRAWS:],
         )
         if self.labels_only:
             mixed = tf.gather(images, first, axis=1, batch_dims=1)
@@ -237,10 +280,11 @@ class ViewMaker:
 
     def _draws(self, seeds: tf.Tensor, image_shape: tuple[int, int, int]) -> "_Numbers":
         """All random numbers of the examples' views, in one draw an example."""
-        augment = _augmentation(self.augment, image_shape, self.padding).draws
+        augment = augmentation(self.augment, image_shape, self.padding).draws
+        pair = _PAIR_DRAWS + mixers.parse_mixer(self.mixer).draws
         widths = [
             self._partners * augment,
-            self.mixed * _PAIR_DRAWS,
+            self.mixed * pair,
             self.synthetic * _INDEX_DRAWS,
         ]
         augment_draws, pairs, synthetic = tf.split(
@@ -248,7 +292,7 @@ class ViewMaker:
         )
         return _Numbers(
             augment=augment_draws,
-            pairs=tf.reshape(pairs, [-1, self.mixed, _PAIR_DRAWS]),
+            pairs=tf.reshape(pairs, [-1, self.mixed, pair]),
             synthetic=tf.reshape(synthetic, [-1, self.synthetic, _INDEX_DRAWS]),
         )
 
@@ -256,7 +300,7 @@ class ViewMaker:
         first = tf.cast(draws[..., 0] * self._partners, tf.int32)
         # A non-zero step around the pool never meets `first` again.
         step = 1 + tf.cast(draws[..., 1] * (self._partners - 1), tf.int32)
-        lam = mixers.beta(draws[..., 2:], self.alpha)
+        lam = mixers.beta(draws[..., 2:_PAIR_DRAWS], self.alpha)
         return first, (first + step) % self._partners, lam
 
     def _draw_synthetic(
@@ -316,7 +360,7 @@ class _Numbers(NamedTuple):
 
     Attributes:
       augment: float32 [n,partners * draws of the augmentation].
-      pairs: float32 [n,mixed,_PAIR_DRAWS].
+      pairs: float32 [n,mixed,_PAIR_DRAWS + the mixer's].
       synthetic: float32 [n,synthetic,_INDEX_DRAWS].
     """
 
@@ -342,12 +386,18 @@ def dp_mix_self(
     base: int = 16,
     mixed: int = 18,
     alpha: float = 0.2,
+    mixer: str = "mixup",
     augment: str = "crop_flip",
     padding: int = 4,
 ) -> ViewMaker:
     """DP-Mix_Self (Bao et al. 2023): augmented copies, and blends of them."""
     return ViewMaker(
-        base=base, mixed=mixed, alpha=alpha, augment=augment, padding=padding
+        base=base,
+        mixed=mixed,
+        alpha=alpha,
+        mixer=mixer,
+        augment=augment,
+        padding=padding,
     )
 
 
@@ -358,6 +408,7 @@ def dp_mix_diff(
     mixed: int = 18,
     synthetic: int = 2,
     alpha: float = 0.2,
+    mixer: str = "mixup",
     augment: str = "crop_flip",
     padding: int = 4,
 ) -> ViewMaker:
@@ -367,6 +418,7 @@ def dp_mix_diff(
         mixed=mixed,
         synthetic=synthetic,
         alpha=alpha,
+        mixer=mixer,
         augment=augment,
         padding=padding,
         pool=pool,
@@ -413,7 +465,8 @@ def as_float(images: tf.Tensor) -> tf.Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _augmentation(
+def augmentation(
     name: str, image_shape: tuple[int, int, int], padding: int
 ) -> Augmentation:
+    """The base augmentation of that name; the same one where it was made before."""
     return Augmentation(name, image_shape, padding)

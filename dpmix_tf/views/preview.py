@@ -55,13 +55,14 @@ def draw_views(
         height, width, channels = image.shape
         first, second, lam = make_views.pairs(key, (height, width, channels))
         captions = [
-            f"{weight:.2f} x view {u}\n+ {1 - weight:.2f} x view {v}\n"
+            f"{weight:.2f} of view {u}\n+ {1 - weight:.2f} of view {v}\n"
             + _label(soft, class_names)
             for u, v, weight, soft in zip(
                 first, second, lam, labels[partners:], strict=True
             )
         ]
-        title = f"{make_views.mixed} mixed views (alpha = {make_views.alpha:g})"
+        how = f"{make_views.mixer}, alpha = {make_views.alpha:g}"
+        title = f"{make_views.mixed} mixed views ({how})"
         groups.append((title, views[partners:], captions))
     heights = [math.ceil(len(images) / _COLUMNS) for _, images, _ in groups]
     figure = pyplot.figure(

@@ -4,7 +4,14 @@ import pytest
 from keras import layers
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.models import build_network, convnet, validate_network, wide_resnet
+from dpmix_tf.models import (
+    build_network,
+    convnet,
+    scattering_network,
+    split_frozen_front,
+    validate_network,
+    wide_resnet,
+)
 
 
 def with_layer(*extra):
@@ -34,6 +41,37 @@ class RunningMean(layers.Layer):
 def test_wide_resnet_16_4_has_the_published_number_of_parameters():
     network = wide_resnet(depth=16, width=4, input_shape=(32, 32, 3), num_classes=10)
     assert network.count_params() == 2_748_890
+
+
+def kinds(network):
+    names = [type(layer).__name__ for layer in network.layers]
+    return [name for name in names if name in ("GroupNormalization", "Activation")]
+
+
+def test_norm_and_activation_come_in_either_order():
+    shape = {"depth": 10, "width": 1, "input_shape": (8, 8, 1), "num_classes": 3}
+    first = wide_resnet(**shape, groups=4)
+    last = wide_resnet(**shape, groups=4, norm_first=False, activation="tanh")
+    assert kinds(first) == ["GroupNormalization", "Activation"] * 7
+    assert kinds(last) == ["Activation", "GroupNormalization"] * 7
+    assert first.count_params() == last.count_params()
+    activations = [one for one in last.layers if type(one).__name__ == "Activation"]
+    assert all(one.activation is keras.activations.tanh for one in activations)
+    for network in (first, last, convnet(input_shape=(8, 8, 1), num_classes=3)):
+        validate_network(network)
+
+
+@pytest.mark.parametrize("hidden", [(), (8,)])
+def test_a_scattering_network_trains_its_head_alone(hidden):
+    network = scattering_network(input_shape=(16, 16, 3), num_classes=4, hidden=hidden)
+    validate_network(network)
+    front, rest = split_frozen_front(network)
+    assert not front.variables and len(rest.variables) == len(network.variables)
+    features = front(np.random.default_rng(0).random((2, 16, 16, 3), np.float32))
+    np.testing.assert_allclose(np.mean(features), 0.0, atol=1e-5)
+    # Of plain noise, second-order features are as faint as what keeps from dividing by 0.
+    assert 0.5 < np.std(features) <= 1.001
+    assert np.all(network(np.zeros((1, 16, 16, 3), np.float32)) == 0)
 
 
 @pytest.mark.parametrize("standardized", [False, True])

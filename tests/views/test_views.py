@@ -8,6 +8,7 @@ import tensorflow as tf
 from dpmix_tf import views
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.views.augment import AUGMENTATIONS, Augmentation
+from dpmix_tf.views.mixers import MIXERS
 
 CLASSES = 4
 
@@ -23,9 +24,16 @@ def numbers(count, draws):
     return tf.random.stateless_uniform([count, draws], [1, 2])
 
 
-@pytest.mark.parametrize("augment", AUGMENTATIONS)
-def test_no_view_depends_on_another_example(augment):
-    make_views = views.dp_mix_self(base=3, mixed=2, augment=augment)
+@pytest.mark.parametrize(
+    ("augment", "mixer"),
+    [
+        *((augment, "mixup") for augment in AUGMENTATIONS),
+        *(("crop_flip", mixer) for mixer in MIXERS),
+        ("crop_flip", "mixup:0.5,fmix:0.5"),
+    ],
+)
+def test_no_view_depends_on_another_example(augment, mixer):
+    make_views = views.dp_mix_self(base=3, mixed=2, augment=augment, mixer=mixer)
     images, labels = examples()
     ids = np.array([5, 2, 9, 7, 1])
     before, before_labels = make_views(images, labels, seed=1, ids=ids)
