@@ -1,4 +1,4 @@
-"""DP-Mix_Self on CIFAR-10's scattering features: two cores, no public data.
+"""DP-SGD on CIFAR-10's scattering features: a quarter of an hour on two cores.
 
   python bin/train.py --config=configs/cifar10_scattering.py --workdir=runs/scattering
 
