@@ -68,6 +68,7 @@ class PoissonBatches:
         self.source = source
         self.plan = plan
         self.start = start
+        self.seed_chosen = seed is not None
         self._seed = randomness.fresh_seed() if seed is None else seed
         self._stream = randomness.derive(self._seed, "sampling")
 

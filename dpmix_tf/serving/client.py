@@ -12,6 +12,7 @@ _SIGNATURE = "serving_bytes"
 _INPUT = "image_bytes"
 _BACKOFF = 0.2  # seconds before the second try; doubled before each further one
 _LONGEST_BACKOFF = 5.0
+_AWAY = (502, 503, 504)  # a proxy's, or a server's that has not loaded the model yet
 
 
 class Answer(NamedTuple):
@@ -52,7 +53,7 @@ def connect(
       timeout: seconds; over REST for each try, over gRPC for all of a request's.
       retries: how often a request is repeated while the server is away (connection
         refused or lost, 502, 503, 504, UNAVAILABLE), 0 or more, with pauses of 0.2
-        seconds, doubled each time up to 5.
+        seconds, doubled each time up to 5. gRPC makes four at most.
 
     Raises:
       DPMixError: another kind of address, or a number out of range.
@@ -89,6 +90,9 @@ class _RestClient:
                     raise error
                 return super().increment(*arguments, error=error, **settings)
 
+            def get_backoff_time(self):
+                return min(_BACKOFF * 2 ** (len(self.history) - 1), _LONGEST_BACKOFF)
+
         self._server, self._model, self._timeout = server, model_name, timeout
         self._url = f"{server.rstrip('/')}/v1/models/{model_name}:predict"
         self._errors = requests.exceptions
@@ -98,10 +102,9 @@ class _RestClient:
             pool_maxsize=64,
             max_retries=RetryUnlessLate(
                 retries,
-                status_forcelist=(502, 503, 504),
+                status_forcelist=_AWAY,
+                respect_retry_after_header=False,  # nor 413 and 429, which it brings in
                 allowed_methods=None,  # of every kind: POST changes nothing there
-                backoff_factor=_BACKOFF / 2,  # urllib3 doubles it before the first
-                backoff_max=_LONGEST_BACKOFF,
                 raise_on_status=False,
             ),
         )
@@ -115,15 +118,19 @@ class _RestClient:
         }
         try:
             response = self._session.post(self._url, json=body, timeout=self._timeout)
+        except self._errors.ConnectTimeout as error:
+            raise _away(self._server, "it cannot be reached") from error
         except self._errors.Timeout as error:
             raise _late(self._server, self._timeout) from error
         except self._errors.ConnectionError as error:
             raise _away(self._server, error) from error
         except self._errors.RequestException as error:
             raise DPMixError(f"{self._url} cannot be asked: {error}.") from error
+        if response.status_code in _AWAY:
+            raise _away(self._server, f"{response.status_code} {response.reason}")
         try:
-            answer = response.json()
-        except ValueError as error:
+            answer = dict(response.json())
+        except (ValueError, TypeError) as error:
             raise DPMixError(
                 f"{self._url} answered {response.status_code} and no JSON. Is a "
                 "TensorFlow Serving REST port there? It is 8501 by default; gRPC's is "
@@ -134,8 +141,6 @@ class _RestClient:
         message = str(answer.get("error", response.text))
         if response.status_code == 404:
             raise _no_model(self._server, self._model, message)
-        if response.status_code in (502, 503, 504):
-            raise _away(self._server, message)
         raise _refused(self._model, message)
 
 
@@ -177,6 +182,7 @@ class _GrpcClient:
                 ("grpc.service_config", json.dumps({"methodConfig": [method]})),
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.max_send_message_length", -1),
+                ("grpc.per_rpc_retry_buffer_size", 2**30),  # else no photo is resent
             ],
         )
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import io
-import os
 import shutil
 import tempfile
 import warnings
@@ -17,7 +16,12 @@ import tensorflow as tf
 from PIL import Image
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.files import TEMPORARY, cannot_write, write_folder_atomic
+from dpmix_tf.files import (
+    TEMPORARY,
+    cannot_write,
+    write_atomic,
+    write_folder_atomic,
+)
 from dpmix_tf.serving.privacy_card import exported_versions, make_card, write_card
 from dpmix_tf.serving.signatures import add_signatures, probabilities_of
 from dpmix_tf.serving.warmup import FILE, read_warmup, write_warmup
@@ -111,20 +115,25 @@ def export_file(
         )
     network, metadata, card = _restore(workdir, weights, data_name)
     write, load = _WRITERS[output.suffix]
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            _tensorflow_reported(output),
-            tempfile.TemporaryDirectory(dir=output.parent, prefix=TEMPORARY) as folder,
-        ):
-            temporary = Path(folder) / output.name
+    with _alone_in(output.parent), _tensorflow_reported(output):
+        try:
+            folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=TEMPORARY))
+        except OSError as error:
+            raise cannot_write(output, error) from error
+        try:
+            temporary = folder / output.name
             write(network, temporary)
             images = _random_images(metadata["image_shape"])
             _compare(load(temporary)(images), network, images, output)
-            write_card(card, output.parent, f"{output.name}.")  # never without it
-            os.replace(temporary, output)
-    except OSError as error:
-        raise cannot_write(output, error) from error
+            # A file is never seen with another's card; rather with none.
+            output.unlink(missing_ok=True)
+            write_card(card, output.parent, f"{output.name}.")
+            data = temporary.read_bytes()
+            write_atomic(output, lambda file: file.write(data))
+        except OSError as error:
+            raise cannot_write(output, error) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     return output
 
 

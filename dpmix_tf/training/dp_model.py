@@ -115,6 +115,7 @@ class DPMixModel(keras.Model):
         self.chunk_size = self._checked_chunk_size(chunk_size)
         self.private_metrics = private_metrics
         self.assume_poisson = False
+        self._most_updates = 0  # that this object has seen applied
         self.input_seconds = 0.0  # what `fit` has waited for batches
         self.num_classes = int(network.output_shape[-1])
         self._mechanism = GaussianMechanism(plan, seed)
@@ -166,8 +167,17 @@ class DPMixModel(keras.Model):
 
     @property
     def updates(self) -> int:
-        """Updates applied so far; each has been paid for."""
-        return int(self._updates.numpy())
+        """Updates applied so far; each has been paid for.
+
+        Keras rewinds weights, this count among them, where EarlyStopping restores the
+        best ones or older weights are loaded. What was spent stays spent, and no
+        update's noise is used twice: the count is put back.
+        """
+        updates = int(self._updates.numpy())
+        if updates < self._most_updates:
+            self._updates.assign(self._most_updates)
+        self._most_updates = max(updates, self._most_updates)
+        return self._most_updates
 
     @property
     def epsilon(self) -> float:
@@ -293,6 +303,7 @@ class DPMixModel(keras.Model):
                     f"{x.plan} against {self.plan}."
                 )
             self._check_source(x.source)
+            self.seed_chosen |= x.seed_chosen
             data, available = self._share_out(x)
         elif self.distribute_strategy.num_replicas_in_sync > 1:
             raise DPMixError(
@@ -327,8 +338,15 @@ class DPMixModel(keras.Model):
         if self.distribute_strategy.num_replicas_in_sync > 1:
             # Keras cannot tell how long shared-out data is.
             kwargs["steps_per_epoch"] = steps or available
-        with cluster.lost_workers_reported(self.distribute_strategy):
-            return super().fit(data, **kwargs)
+        try:
+            with cluster.lost_workers_reported(self.distribute_strategy):
+                return super().fit(data, **kwargs)
+        finally:
+            self._keep_count()
+
+    def _keep_count(self) -> None:
+        """Undoes a rewinding of the count of updates."""
+        _ = self.updates
 
     def _share_out(self, batches: PoissonBatches):
         """This process's part of the batches from here on; how many updates there are.
@@ -376,13 +394,17 @@ class DPMixModel(keras.Model):
             batch = next(iterator)
             self.input_seconds += time.perf_counter() - started
             if self.run_eagerly:
-                return update(batch)
+                logs = update(batch)
+                self._most_updates += 1
+                return logs
             spec = iterator.element_spec  # batches of any size: traced once
             if spec not in traced:
                 traced[spec] = tf.function(
                     update, input_signature=(spec,), autograph=False
                 )
-            return traced[spec](batch)
+            logs = traced[spec](batch)
+            self._most_updates += 1
+            return logs
 
         self.train_function = train_function
 
@@ -524,6 +546,7 @@ class DPMixModel(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """What `from_config` makes an equal model of, the seed left out."""
+        self._keep_count()  # before Keras saves the weights
         return {
             "name": self.name,
             "network": keras.saving.serialize_keras_object(self.network),

@@ -303,6 +303,7 @@ class Trainer:
         if model.updates == 0:
             self._checkpoint()  # the seed must survive a stop before the first update
         batches = PoissonBatches(self.dataset.train, plan, seed=self._seed)
+        batches.seed_chosen = self.config.seed is not None
         bar = tqdm(
             total=plan.updates,
             initial=model.updates,

@@ -158,7 +158,9 @@ def make_views(
     if microbatch is None:
         return ViewMaker(**settings, pool=pool)
     plain = ViewMaker()
-    for name in ("base", "mixed", "synthetic", "mixer", "only_mixed", "labels_only"):
+    for name in settings:
+        if name in ("alpha", "augment", "padding"):
+            continue
         if settings[name] != getattr(plain, name):
             raise DPMixError(
                 f"views.microbatch={microbatch} asks for naive mixup, which makes its "

@@ -163,3 +163,40 @@ def test_a_pool_is_found_again_or_missed(source, tmp_path):
     )
     with pytest.raises(DPMixError, match="save model.network alone"):
         model.save(tmp_path / "y.keras")
+
+
+def test_rewound_weights_do_not_rewind_what_was_spent(source, tmp_path):
+    """EarlyStopping and load_weights bring back an older count among the weights."""
+    model = trained_model(source, updates=1, seed=SEED)
+    model.save_weights(tmp_path / "early.weights.h5")
+    batches = PoissonBatches(source, model.plan)
+    model.fit(batches, steps_per_epoch=2, verbose=0)
+    spent = model.epsilon
+    model.load_weights(tmp_path / "early.weights.h5")
+    assert model.updates == 3 and model.epsilon == spent
+    model.load_weights(tmp_path / "early.weights.h5")
+    model.save(tmp_path / "x.keras")
+    assert keras.models.load_model(tmp_path / "x.keras").updates == 3
+    images, labels = source.read(range(8))
+    rising = iter([0.1, 0.2])  # never better than the first
+
+    class Worse(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["measured"] = next(rising)
+
+    best = keras.callbacks.EarlyStopping(
+        "measured", mode="min", restore_best_weights=True, patience=1
+    )
+    model.fit(
+        batches, steps_per_epoch=1, epochs=2, verbose=0, callbacks=[Worse(), best]
+    )
+    assert model.updates == int(model._updates) == 5
+
+
+def test_a_seed_chosen_for_the_sampler_is_told(source):
+    model = trained_model(source, updates=0)
+    chosen = PoissonBatches(source, model.plan, seed=0)
+    model.fit(chosen, steps_per_epoch=1, verbose=0)
+    assert "chosen by the user" in model.statement()
+    model = trained_model(source, updates=1)
+    assert "chosen by the user" not in model.statement()
