@@ -398,7 +398,10 @@ def forgets_where_it_was():
     return _instead(PoissonBatches, "starting_at", make)
 
 
+@contextlib.contextmanager
 def every_other_update_counted():
+    """In the weight that is saved, and without the model's memory of what it saw."""
+
     def make(train_step):
         def uncounted(self, batch):
             logs = train_step(self, batch)
@@ -408,7 +411,12 @@ def every_other_update_counted():
 
         return uncounted
 
-    return _instead(DPMixModel, "train_step", make)
+    saved = property(lambda model: int(model._updates.numpy()))
+    with (
+        _instead(DPMixModel, "train_step", make),
+        _instead(DPMixModel, "updates", lambda _: saved),
+    ):
+        yield
 
 
 @contextlib.contextmanager
