@@ -5,7 +5,6 @@ r"""Images a second of an exported SavedModel against Keras's model.predict.
 Both run in one process and take turns; `serving_bytes` decodes PNG files as well.
 """
 
-import io
 import json
 import statistics
 import tempfile
@@ -17,9 +16,9 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 from networks import NETWORKS
-from PIL import Image
 
 from dpmix_tf.files import write_text_atomic
+from dpmix_tf.images import to_png
 from dpmix_tf.serving.signatures import add_signatures
 
 _NETWORKS = flags.DEFINE_list(
@@ -29,13 +28,6 @@ _BATCHES = flags.DEFINE_list("batches", ["1", "64"], "Images a request.")
 _SECONDS = flags.DEFINE_float("seconds", 1.0, "For each turn.")
 _TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.")
 _JSON = flags.DEFINE_string("json", None, "File to write all figures to.")
-
-
-def png(image):
-    """An encoded file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.squeeze()).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def rate(function, batch):
@@ -56,7 +48,7 @@ def compare(name, network, batch, folder):
     served = tf.saved_model.load(str(folder)).signatures
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (batch, *network.input_shape[1:]), dtype=np.uint8)
-    floats, files = images / np.float32(255), [png(image) for image in images]
+    floats, files = images / np.float32(255), [to_png(image) for image in images]
     ways = {
         "model.predict": lambda: network.predict(floats, batch, verbose=0),
         "serving_default": lambda: served["serving_default"](

@@ -23,7 +23,7 @@ def get_config():
     config.privacy.expected_batch_size = 8192
     config.privacy.updates = 120
     config.privacy.clip_norm = 1.0
-    config.optimizer.update(name="SGD", learning_rate=1.0, momentum=0.9)
+    config.optimizer.update(name="SGD", learning_rate=0.5, momentum=0.9)
     config.ema_decay = 0.9999
     config.run.evaluate_every = 20
     config.run.checkpoint_every = 5

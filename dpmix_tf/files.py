@@ -5,7 +5,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -62,21 +62,31 @@ def write_folder_atomic(path: str | Path, write: Callable[[Path], object]) -> No
       DPMixError: the disk is full, or the folder cannot be written to.
     """
     path = Path(path)
-    try:
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=TEMPORARY))
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    try:
+    with temporary_folder(path) as temporary:
         write(temporary)
         for entry in (temporary, *temporary.rglob("*")):
             os.chmod(entry, (0o777 if entry.is_dir() else 0o666) & ~_umask())
             _sync(entry)
         os.rename(temporary, path)
+    _sync(path.parent)
+
+
+@contextlib.contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Makes an empty hidden folder beside `path`, and removes it.
+
+    Raises:
+      DPMixError: whatever the operating system refuses meanwhile; names `path`.
+    """
+    temporary = None
+    try:
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=TEMPORARY))
+        yield temporary
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    _sync(path.parent)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def cannot_write(path: Path, error: OSError) -> DPMixError:

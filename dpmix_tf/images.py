@@ -1,5 +1,6 @@
 """Image files: finding, reading, converting and resizing them."""
 
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,3 +80,11 @@ def fit_image(image: Image.Image, image_shape: Sequence[int]) -> np.ndarray:
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(image, np.uint8).reshape(tuple(image_shape))
+
+
+def to_png(image: np.ndarray, **settings) -> bytes:
+    """Encodes an image, uint8 [H,W,C]; settings are those of Pillow's `save`."""
+    buffer = io.BytesIO()
+    pixels = image[..., 0] if image.shape[-1] == 1 else image
+    Image.fromarray(pixels).save(buffer, "PNG", **settings)
+    return buffer.getvalue()

@@ -36,6 +36,13 @@ _OUTPUT = flags.DEFINE_string("output", None, "File to write the table to.")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
+def start(command, **outputs):
+    """Starts a command of ours."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)], env=ENVIRONMENT, cwd=ROOT, **outputs
+    )
+
+
 def generate(pool):
     return [
         ROOT / "bin" / "generate_pool.py",
@@ -47,26 +54,15 @@ def generate(pool):
 
 def run(command):
     """Runs to its end; (status, what it said)."""
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    return done.returncode, done.stdout
+    outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = start(command, **outputs, text=True)
+    said, _ = process.communicate()
+    return process.returncode, said
 
 
 def kill_after(command, seconds):
     """Whether the command was killed; it may have ended before."""
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         process.wait(seconds)
         return False

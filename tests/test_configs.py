@@ -7,7 +7,9 @@ import keras
 import numpy as np
 import pytest
 
+from configs import finetune
 from dpmix_tf.data import ArraySource, PoissonBatches, describe_dataset
+from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import build_network
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.synthetic.stable_diffusion import prompt_for
@@ -15,40 +17,40 @@ from dpmix_tf.training import DPMixModel
 from dpmix_tf.training.trainer import make_optimizer, make_plan
 from dpmix_tf.views import make_views
 from tests.conftest import ROOT
+from tests.models.test_pretrained import SMALL, pretrained
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 PUBLISHED_SIZES = {"cifar10": 50_000, "digits": 1294}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "pools"])
-def test_config_makes_its_plan_and_one_update(name):
-    module = importlib.import_module(f"configs.{name}")
-    assert f"--config=configs/{name}.py" in module.__doc__
-    config = module.get_config()
-    config.lock()
-    config.privacy.accountant = "rdp"
-    plan = make_plan(config, PUBLISHED_SIZES[config.data.name])
-    assert 0.98 * config.privacy.epsilon < plan.epsilon() <= config.privacy.epsilon
+FINETUNE = [
+    f"{data},{encoder},{arm}"
+    for data in finetune.TRAIN
+    for encoder in finetune.ENCODERS
+    for arm in finetune.PUBLISHED_ARMS
+]
 
-    classes, shape = describe_dataset(config.data.name)
+
+def one_update(config, image_shape, classes):
+    """Trains the config's network for one update on a few images of noise."""
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (20, *shape), dtype=np.uint8)
-    source = ArraySource(images, np.arange(20) % 10, classes)
+    labels = np.arange(20) % len(classes)
+    images = random.integers(0, 256, (20, *image_shape), dtype=np.uint8)
+    source = ArraySource(images, labels, classes)
     config.privacy.expected_batch_size, config.privacy.updates = 1, 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         small = make_plan(config, 20)
     pool = SyntheticPool(
         images=images,
-        labels=np.sort(np.arange(20) % 10),
+        labels=np.sort(labels),
         class_names=classes,
         digest="",
     )
     arguments = config.network.to_dict()
     network = build_network(
         arguments.pop("name"),
-        input_shape=shape,
+        input_shape=image_shape,
         num_classes=len(classes),
         arguments=arguments,
     )
@@ -58,6 +60,49 @@ def test_config_makes_its_plan_and_one_update(name):
     model.fit(PoissonBatches(source, small), verbose=0)
     assert model.updates == 1
     keras.backend.clear_session()
+
+
+def check_plan(config, num_examples):
+    config.lock()
+    config.privacy.accountant = "rdp"
+    plan = make_plan(config, num_examples)
+    assert 0.98 * config.privacy.epsilon < plan.epsilon() <= config.privacy.epsilon
+    assert f"{config.privacy.updates}" in plan.statement().replace(",", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("pools", "finetune")])
+def test_config_makes_its_plan_and_one_update(name):
+    module = importlib.import_module(f"configs.{name}")
+    assert f"--config=configs/{name}.py" in module.__doc__
+    config = module.get_config()
+    check_plan(config, PUBLISHED_SIZES[config.data.name])
+    classes, shape = describe_dataset(config.data.name)
+    one_update(config, shape, classes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", FINETUNE)
+def test_published_fine_tuning_makes_its_plan_and_one_update(what, monkeypatch):
+    data, encoder, _ = what.split(",")
+    config = finetune.get_config(what)
+    check_plan(config, finetune.TRAIN[data])
+    if data == "caltech256":  # its folder names the classes
+        classes, shape = tuple(map(str, range(257))), (224, 224, 3)
+    else:
+        classes, shape = describe_dataset(data)
+    # Random weights: nothing to download. One data set sees the encoders as they are;
+    # the others smaller ones, for time.
+    config.network.weights = None
+    if data != "cifar10":
+        monkeypatch.setitem(pretrained.ENCODERS, encoder, SMALL[encoder])
+    one_update(config, shape, classes)
+
+
+def test_fine_tuning_of_something_else_says_what_there_is():
+    for what in ("cifar10", "cifar10,resnet,dp_mix_self", ""):
+        with pytest.raises(DPMixError, match="clip_vit_b16, convnext_base"):
+            finetune.get_config(what)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "eurosat", "oxford_iiit_pet"])

@@ -91,7 +91,3 @@ def _main(argv: list[str]) -> None:
 def main() -> None:
     """Entry point."""
     common.run(_main, sys.modules[__name__])
-
-
-if __name__ == "__main__":
-    main()

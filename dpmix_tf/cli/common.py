@@ -72,9 +72,17 @@ def _parse(argv: list[str]) -> list[str]:
             if name == "--config" and not Path(path).is_file():
                 raise FileNotFoundError(f"there is no file {path}")
             if name == "--config":  # lets it say `from configs import digits`
-                sys.path.append(str(Path(path).resolve().parent.parent))
+                # The file lies in configs/ or in a folder below.
+                sys.path += map(str, Path(path).resolve().parents[1:3])
         return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (
+        AttributeError,
+        ImportError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+    ) as error:
         text = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")
         print(
             f"error: the configuration is not accepted: {text}\n"

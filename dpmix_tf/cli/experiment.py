@@ -1,11 +1,11 @@
-r"""Compares arms at several epsilons with several seeds, and prints a table.
+r"""Compares arms at several epsilons with several seeds; tables, pictures, a report.
 
-  python bin/experiment.py --config=configs/digits_diff.py --workdir=runs/arms \
-      --arms=dp_sgd,self_aug_16,dp_mix_self,dp_mix_diff --epsilons=1,2,4,8 --seeds=5
+  python bin/experiment.py --config=configs/experiments/digits_arms.py \
+      --workdir=runs/digits_arms --jobs=2
 
-Each run is one of bin/train.py in a workdir below --workdir; stopped anywhere, the same
-command goes on. Seeds are 1, 2, ... in every arm: good for comparing, not for
-releasing.
+Each run is a training run in a folder below --workdir. Stopped anywhere, the same
+command goes on; when all is done it only writes the report again. On several machines,
+give each its --shard=i/n, put the folders together, and run it once more without.
 """
 
 import sys
@@ -14,38 +14,43 @@ from pathlib import Path
 from absl import flags
 
 from dpmix_tf.cli import common
-from dpmix_tf.experiments import comparison
 
 _CONFIG = common.define_config()
-_WORKDIR = common.define_workdir("Folder for all runs and the table.")
-_ARMS = flags.DEFINE_list("arms", list(comparison.ARMS), "Which arms.")
-_EPSILONS = flags.DEFINE_list("epsilons", ["8"], "Which epsilons.")
-_SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds an arm and epsilon.", lower_bound=1)
+_WORKDIR = common.define_workdir("Folder for all runs, their results and the report.")
+_ARMS = flags.DEFINE_list("arms", None, "Only these arms; default all of the config's.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
+_SHARD = flags.DEFINE_string("shard", "1/1", "Part of the runs to do here: i/n.")
 
 
 def _main(argv: list[str]) -> None:
     common.require(config=_CONFIG.value, workdir=_WORKDIR.value)
     from dpmix_tf.errors import DPMixError
-    from dpmix_tf.files import write_text_atomic
+    from dpmix_tf.experiments import Runner, Study, write_report
 
+    if "arms" not in _CONFIG.value:
+        raise DPMixError(
+            "--config describes a single run. Expected an experiment, such as "
+            "configs/experiments/digits_arms.py."
+        )
     try:
-        epsilons = [float(epsilon) for epsilon in _EPSILONS.value]
+        first, _, last = _SHARD.value.partition("/")
+        shard = int(first), int(last)
     except ValueError as error:
-        raise DPMixError(f"--epsilons takes numbers, as 1,2,4: {error}.") from error
-    runs = comparison.grid(_ARMS.value, epsilons, _SEEDS.value)
+        raise DPMixError(f"--shard takes i/n, as 1/4: {_SHARD.value!r}.") from error
+    study = Study(_CONFIG.value, arms=_ARMS.value)
     root = Path(_WORKDIR.value)
-    options = common.config_options()
-    finals = comparison.train_all(runs, root, options, _JOBS.value)
-    averaged = comparison.table(finals, "test_accuracy_ema")
-    last = comparison.table(finals, "test_accuracy")
-    text = (
-        f"Test accuracy in percent, {_SEEDS.value} seed(s), mean (standard error).\n\n"
-        f"Averaged weights (EMA):\n\n{averaged}\n\n"
-        f"Last update's weights:\n\n{last}\n"
-    )
-    write_text_atomic(root / "table.md", text)
-    print(f"\n{text}\nWritten to {root / 'table.md'}; the runs are below {root}.")
+    records = Runner(study, root, jobs=_JOBS.value, shard=shard).run()
+    failed = [record for record in records if record["status"] == "failed"]
+    for record in failed:
+        print(
+            f"failed: {record['arm']} epsilon={record['epsilon']:g} "
+            f"seed={record['seed']}: {record['error']}",
+            file=sys.stderr,
+        )
+    if len(failed) < len(records):
+        print(f"Written: {write_report(study, records, root)}")
+    if failed:
+        sys.exit(1)
 
 
 def main() -> None:

@@ -42,7 +42,6 @@ def _main(argv: list[str]) -> None:
     print(f"Exported, read back and compared: {exported}")
     if exported.is_dir():
         print(f"Its privacy card: python bin/privacy.py --card={exported}")
-
     else:
         print(f"Its privacy card: {exported}.privacy_card.md")
 

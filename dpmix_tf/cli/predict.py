@@ -1,4 +1,4 @@
-"""Classifies images on disk, with a trained model or by asking a server.
+r"""Classifies images on disk, with a trained model or by asking a server.
 
 python bin/predict.py --workdir=runs/digits scan1.png scan2.jpg
 python bin/predict.py --workdir=runs/digits --format=json photos/

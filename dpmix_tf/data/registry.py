@@ -77,6 +77,7 @@ def load_dataset(
     data_dir: str | None = None,
     image_size: int | None = None,
     channels: int | None = None,
+    train_examples: int | None = None,
     validation_fraction: float = 0.1,
     download: bool = True,
 ) -> Dataset:
@@ -89,6 +90,7 @@ def load_dataset(
       image_size: resize images to image_size x image_size; default the data's own
         size, 224 where it varies. "digits" is always 8x8.
       channels: 1 or 3, for image folders; default 3.
+      train_examples: keep so many, drawn the same for every run; default all.
       validation_fraction: share of train that becomes validation, in [0, 1).
       download: let TFDS download and prepare what is missing.
 
@@ -116,6 +118,13 @@ def load_dataset(
     else:
         shape = (image_size or 224, image_size or 224, channels or 3)
         train, test = _folder(name, data_dir, shape)
+    if train_examples is not None:
+        if not 1 <= train_examples <= len(train):
+            raise DPMixError(
+                f"data.train_examples must be from 1 to {len(train)}; received: "
+                f"{train_examples}."
+            )
+        train, _ = _cut(train, 1 - train_examples / len(train))
     train, validation = _cut(train, validation_fraction)
     return Dataset(name=name, train=train, validation=validation, test=test)
 

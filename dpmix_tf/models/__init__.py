@@ -1,10 +1,12 @@
 """Networks that are allowed under differential privacy. All emit logits."""
 
 from dpmix_tf.models.convnet import convnet
+from dpmix_tf.models.pretrained import embed_texts, pretrained, weights_digest
 from dpmix_tf.models.registry import NETWORKS, build_network
 from dpmix_tf.models.scattering import Scattering, scattering_network
 from dpmix_tf.models.structure import count_activations, split_frozen_front
 from dpmix_tf.models.validate import validate_network
+from dpmix_tf.models.vision_transformer import vision_transformer
 from dpmix_tf.models.wide_resnet import wide_resnet
 
 __all__ = [
@@ -13,8 +15,12 @@ __all__ = [
     "build_network",
     "convnet",
     "count_activations",
+    "embed_texts",
+    "pretrained",
     "scattering_network",
     "split_frozen_front",
     "validate_network",
+    "vision_transformer",
+    "weights_digest",
     "wide_resnet",
 ]

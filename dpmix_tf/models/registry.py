@@ -7,14 +7,18 @@ import keras
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models.convnet import convnet
+from dpmix_tf.models.pretrained import pretrained
 from dpmix_tf.models.scattering import scattering_network
+from dpmix_tf.models.vision_transformer import vision_transformer
 from dpmix_tf.models.wide_resnet import wide_resnet
 
 # float16 would need loss scaling, which private gradients do not survive.
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
 NETWORKS = {
     "convnet": convnet,
+    "pretrained": pretrained,
     "scattering": scattering_network,
+    "vision_transformer": vision_transformer,
     "wide_resnet": wide_resnet,
 }
 
@@ -55,6 +59,8 @@ def build_network(
         return NETWORKS[name](
             input_shape=input_shape, num_classes=num_classes, **arguments
         )
+    except DPMixError:
+        raise
     except (TypeError, ValueError) as error:
         raise DPMixError(
             f"The network {name!r} for {input_shape} images does not build with "

@@ -22,7 +22,7 @@ def split_frozen_front(network: keras.Model) -> tuple[keras.Model | None, keras.
       wavelets, more than one output, or cannot be told (a subclass of keras.Model).
     """
     if isinstance(network, keras.Sequential):
-        network = keras.Model(network.inputs, network.outputs)
+        network = keras.Model(network.inputs[0], network.outputs[0])
     if not hasattr(network, "_nodes_by_depth"):
         return None, network
     trained: set[int] = set()  # tensors that depend on a trainable weight
@@ -41,7 +41,9 @@ def split_frozen_front(network: keras.Model) -> tuple[keras.Model | None, keras.
     if not worthwhile or len(cut) != 1:
         return None, network
     (features,) = cut.values()
-    return keras.Model(network.inputs, features), keras.Model(features, network.outputs)
+    return keras.Model(network.inputs[0], features), keras.Model(
+        features, network.outputs[0]
+    )
 
 
 def _nodes(network):

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.models.structure import split_frozen_front
 
 _INSTEAD = {
     "BatchNormalization": "keras.layers.GroupNormalization",
@@ -17,12 +18,15 @@ _INSTEAD = {
 def validate_network(network: keras.Model) -> None:
     """Checks that a network is allowed under differential privacy.
 
-    Three ways out of an example's own clipped gradient are closed: layers known to mix
+    Four ways out of an example's own clipped gradient are closed: layers known to mix
     examples; state that the forward pass writes (moving averages of activations are not
-    noised); and outputs of one example that change with another. The last two are
-    tried on random images rather than read off the layers' names.
+    noised); outputs of one example that change with another; and random layers such as
+    Dropout, whose draws follow a seed that is not secret and a count of the private
+    batches' examples. The second and third are tried on random images rather than read
+    off the layers' names.
 
-    A frozen BatchNormalization (trainable=False) only applies constants and passes.
+    What no trainable weight comes before runs in inference mode and may have any of
+    them: a frozen BatchNormalization only applies constants.
 
     Args:
       network: a built Keras model, images -> logits [n,classes].
@@ -57,7 +61,15 @@ def validate_network(network: keras.Model) -> None:
             "The network must emit logits of shape (None, classes); received: "
             f"{network.output_shape}."
         )
-    _probe(network)
+    front, rest = split_frozen_front(network)
+    for layer in rest._flatten_layers():
+        if any(isinstance(v, keras.random.SeedGenerator) for v in vars(layer).values()):
+            raise DPMixError(
+                f"Layer {layer.name!r} ({type(layer).__name__}) draws random numbers "
+                "from a seed that is not secret, and counts the examples of private "
+                "batches. Remove it; the noise regularises already."
+            )
+    _probe(network, front, rest)
     if network.losses:
         raise DPMixError(
             f"{network.name!r} has layers with regularisers: dpmix_tf trains on the "
@@ -66,34 +78,26 @@ def validate_network(network: keras.Model) -> None:
         )
 
 
-def _probe(network: keras.Model) -> None:
-    """Runs a few random images through and looks at what moved."""
+def _probe(network: keras.Model, front: keras.Model | None, rest: keras.Model) -> None:
+    """Runs a few random images through, as in training, and looks at what moved."""
     pair = np.random.RandomState(0).uniform(size=(2, *network.input_shape[1:]))
     other = np.stack([pair[0], 1 - pair[1]])
     state = [variable.numpy() for variable in network.variables]
-    logits = [
-        np.asarray(network(images, training=True), np.float32)
-        for images in (pair, other)
-    ]
-    written = [
-        variable.path
-        for variable, before in zip(network.variables, state, strict=True)
-        if not np.array_equal(variable.numpy(), before)
-        and "seed_generator" not in variable.path
-    ]
-    random = any("seed_generator" in variable.path for variable in network.variables)
+    logits = []
+    for images in (pair, other):
+        features = images if front is None else front(images, training=False)
+        logits.append(np.asarray(rest(features, training=True), np.float32))
+    written = []
     for variable, before in zip(network.variables, state, strict=True):
-        variable.assign(before)
+        if not np.array_equal(variable.numpy(), before):
+            written.append(variable.path)
+            variable.assign(before)
     if written:
         raise DPMixError(
-            "The forward pass writes to "
-            + ", ".join(written)
-            + ": state computed from "
+            f"The forward pass writes to {', '.join(written)}: state computed from "
             "private images without noise. Remove the layer, or freeze it."
         )
-    # Random layers (dropout) differ between two calls anyway; they were checked by
-    # name.
-    if not random and not np.allclose(logits[0][0], logits[1][0], rtol=1e-4, atol=1e-5):
+    if not np.allclose(logits[0][0], logits[1][0], rtol=1e-4, atol=1e-5):
         raise DPMixError(
             f"The output of {network.name!r} for one image changes with another image "
             "of the batch: some layer mixes examples. Remove it; normalise each "

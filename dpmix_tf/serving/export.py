@@ -2,9 +2,7 @@
 
 import contextlib
 import fcntl
-import io
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,15 +11,16 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import (
     TEMPORARY,
     cannot_write,
+    temporary_folder,
     write_atomic,
     write_folder_atomic,
 )
+from dpmix_tf.images import to_png
 from dpmix_tf.serving.privacy_card import exported_versions, make_card, write_card
 from dpmix_tf.serving.signatures import add_signatures, probabilities_of
 from dpmix_tf.serving.warmup import FILE, read_warmup, write_warmup
@@ -115,25 +114,20 @@ def export_file(
         )
     network, metadata, card = _restore(workdir, weights, data_name)
     write, load = _WRITERS[output.suffix]
-    with _alone_in(output.parent), _tensorflow_reported(output):
-        try:
-            folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=TEMPORARY))
-        except OSError as error:
-            raise cannot_write(output, error) from error
-        try:
-            temporary = folder / output.name
-            write(network, temporary)
-            images = _random_images(metadata["image_shape"])
-            _compare(load(temporary)(images), network, images, output)
-            # A file is never seen with another's card; rather with none.
-            output.unlink(missing_ok=True)
-            write_card(card, output.parent, f"{output.name}.")
-            data = temporary.read_bytes()
-            write_atomic(output, lambda file: file.write(data))
-        except OSError as error:
-            raise cannot_write(output, error) from error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    with (
+        _alone_in(output.parent),
+        _tensorflow_reported(output),
+        temporary_folder(output) as folder,
+    ):
+        temporary = folder / output.name
+        write(network, temporary)
+        images = _random_images(metadata["image_shape"])
+        _compare(load(temporary)(images), network, images, output)
+        # A file is never seen with another's card; rather with none.
+        output.unlink(missing_ok=True)
+        write_card(card, output.parent, f"{output.name}.")
+        data = temporary.read_bytes()
+        write_atomic(output, lambda file: file.write(data))
     return output
 
 
@@ -168,7 +162,7 @@ def _write_saved_model(
         {
             "serving_default": {"images": images},
             "serving_float": {"images": as_float(images).numpy()},
-            "serving_bytes": {"image_bytes": np.array([_png(i) for i in images])},
+            "serving_bytes": {"image_bytes": np.array([to_png(i) for i in images])},
         },
         batches=(1, _TRIED),
     )
@@ -185,13 +179,6 @@ def _random_images(image_shape) -> np.ndarray:
     """uint8 [_TRIED,H,W,C], nobody's."""
     random = np.random.default_rng(0)
     return random.integers(0, 256, (_TRIED, *image_shape), dtype=np.uint8)
-
-
-def _png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    pixels = image[..., 0] if image.shape[-1] == 1 else image
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _compare(probabilities, network: keras.Model, images, where: Path) -> None:

@@ -27,6 +27,7 @@ from PIL import Image, PngImagePlugin
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_atomic, write_text_atomic
+from dpmix_tf.images import to_png
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -119,11 +120,8 @@ class PoolWriter:
             )
         text = PngImagePlugin.PngInfo()
         text.add_itxt(_RECORD, json.dumps({"seed": seed, **record}))
-        pixels = image[..., 0] if image.shape[-1] == 1 else image
-        write_atomic(
-            self.path(class_name, seed),
-            lambda file: Image.fromarray(pixels).save(file, "PNG", pnginfo=text),
-        )
+        data = to_png(image, pnginfo=text)
+        write_atomic(self.path(class_name, seed), lambda file: file.write(data))
 
     def finish(self) -> int:
         """Writes the manifest of all images that are there.

@@ -1,7 +1,6 @@
 """KerasCV's Stable Diffusion fills a pool: class names in, labelled images out."""
 
 import contextlib
-import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import keras
 import keras_cv
 import numpy as np
@@ -22,6 +20,7 @@ from tqdm import tqdm
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.images import fit_image
 from dpmix_tf.synthetic.pool import PoolWriter
+from dpmix_tf.weights import digest, load_weights
 
 MAX_PROMPT_TOKENS = 77
 
@@ -126,7 +125,7 @@ class Generator:
                 model = self._downloaded(part, build)
             else:
                 path = Path(weights[part])
-                self.digests[part] = file_digest(path)
+                self.digests[part] = digest(path)
                 model = build(download_weights=False)
                 load_weights(model, path)
             if self._settings["jit_compile"]:
@@ -134,7 +133,7 @@ class Generator:
             setattr(pipeline, f"_{part}", model)
         vocabulary = weights["vocabulary"]
         if vocabulary is not None:
-            self.digests["vocabulary"] = file_digest(Path(vocabulary))
+            self.digests["vocabulary"] = digest(Path(vocabulary))
         pipeline._tokenizer = self._downloaded(
             "vocabulary", lambda: parts.SimpleTokenizer(vocabulary)
         )
@@ -258,42 +257,6 @@ def licence_notice(version: str) -> str:
         f"{VERSIONS[version].licence} licence of their authors. The images it makes "
         "count as public data here."
     )
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal.
-
-    Raises:
-      DPMixError: there is no such file.
-    """
-    try:
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-        return digest.hexdigest()
-    except OSError as error:
-        raise DPMixError(f"Weights file {path}: {error.strerror}.") from error
-
-
-def load_weights(model: keras.Model, path: Path) -> None:
-    """Loads an H5 weights file, of Keras 3 or in Keras 2's legacy layout.
-
-    Raises:
-      DPMixError: the file is cut short, no H5, or of another model.
-    """
-    if not h5py.is_hdf5(path):
-        raise DPMixError(
-            f"{path} is not an H5 file: half downloaded, or something else. Download "
-            "it again."
-        )
-    try:
-        model.load_weights(path)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise DPMixError(
-            f"{path} does not hold the weights of {type(model).__name__}: "
-            f"{str(error)[:300]}"
-        ) from error
 
 
 def _keras_cv_version() -> str:

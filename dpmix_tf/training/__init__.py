@@ -3,12 +3,13 @@
 from dpmix_tf.training.cluster import make_strategy
 from dpmix_tf.training.config import default_config
 from dpmix_tf.training.dp_model import DPMixModel
-from dpmix_tf.training.filtering import LowPassOptimizer
+from dpmix_tf.training.filtering import KalmanOptimizer, LowPassOptimizer
 from dpmix_tf.training.restore import restore_network
 from dpmix_tf.training.trainer import Trainer
 
 __all__ = [
     "DPMixModel",
+    "KalmanOptimizer",
     "LowPassOptimizer",
     "Trainer",
     "default_config",

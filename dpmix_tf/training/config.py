@@ -45,6 +45,7 @@ def default_config() -> ConfigDict:
     config.data.data_dir = config_dict.placeholder(str)  # TFDS's, or an image folder
     config.data.image_size = config_dict.placeholder(int)  # resize to a square
     config.data.channels = config_dict.placeholder(int)  # image folders: 1 or 3
+    config.data.train_examples = config_dict.placeholder(int)  # left out, all
     config.data.validation_fraction = 0.1  # cut from train
     config.data.download = True  # let TFDS download what is missing
 
@@ -79,6 +80,8 @@ def default_config() -> ConfigDict:
     config.optimizer = ConfigDict({"name": "SGD", "learning_rate": 1.0})  # Keras's
     # Memory of a low-pass filter of the noisy gradients, such as 0.9; left out, none.
     config.optimizer.low_pass = config_dict.placeholder(float)
+    # Gain of a Kalman filter of them, such as 0.5; left out, none.
+    config.optimizer.kalman_gain = config_dict.placeholder(float)
     config.ema_decay = 0.9999
 
     config.run = ConfigDict()

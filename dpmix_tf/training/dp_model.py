@@ -1,5 +1,6 @@
 """DPMixModel: a Keras model whose train_step is one differentially private update."""
 
+import json
 import time
 from typing import Any
 
@@ -138,20 +139,11 @@ class DPMixModel(keras.Model):
         """The chunk size asked for, or one that suits the network; logged."""
         if chunk_size is not None and chunk_size < 1:
             raise DPMixError(f"chunk_size must be 1 or more, received: {chunk_size}.")
-        random = any("seed_generator" in v.path for v in self.network.variables)
-        if random and (chunk_size or 1) > 1:
-            raise DPMixError(
-                f"chunk_size={chunk_size}: layers that draw random numbers, such as "
-                "Dropout, would draw the same ones for all examples of a chunk. Leave "
-                "chunk_size out, or remove the layers."
-            )
         views = self.views.views_per_record
-        activations = count_activations(self.network)
+        activations = count_activations(self._parts()[1])
         weights = sum(int(np.prod(v.shape)) for v in self.network.trainable_variables)
         if chunk_size is not None:
             why = "as asked for"
-        elif random:
-            chunk_size, why = 1, "the network draws random numbers"
         else:
             chunk_size = choose_chunk_size(
                 views_per_example=views,
@@ -167,17 +159,8 @@ class DPMixModel(keras.Model):
 
     @property
     def updates(self) -> int:
-        """Updates applied so far; each has been paid for.
-
-        Keras rewinds weights, this count among them, where EarlyStopping restores the
-        best ones or older weights are loaded. What was spent stays spent, and no
-        update's noise is used twice: the count is put back.
-        """
-        updates = int(self._updates.numpy())
-        if updates < self._most_updates:
-            self._updates.assign(self._most_updates)
-        self._most_updates = max(updates, self._most_updates)
-        return self._most_updates
+        """Updates applied so far; each has been paid for."""
+        return self._keep_count()
 
     @property
     def epsilon(self) -> float:
@@ -344,9 +327,18 @@ class DPMixModel(keras.Model):
         finally:
             self._keep_count()
 
-    def _keep_count(self) -> None:
-        """Undoes a rewinding of the count of updates."""
-        _ = self.updates
+    def _keep_count(self) -> int:
+        """Returns the count of updates, put back where it was rewound.
+
+        Keras rewinds weights, this count among them, where EarlyStopping restores the
+        best ones or older weights are loaded. What was spent stays spent, and no
+        update's noise is used twice.
+        """
+        updates = int(self._updates.numpy())
+        if updates < self._most_updates:
+            self._updates.assign(self._most_updates)
+        self._most_updates = max(updates, self._most_updates)
+        return self._most_updates
 
     def _share_out(self, batches: PoissonBatches):
         """This process's part of the batches from here on; how many updates there are.
@@ -393,14 +385,12 @@ class DPMixModel(keras.Model):
             started = time.perf_counter()
             batch = next(iterator)
             self.input_seconds += time.perf_counter() - started
-            if self.run_eagerly:
-                logs = update(batch)
-                self._most_updates += 1
-                return logs
             spec = iterator.element_spec  # batches of any size: traced once
             if spec not in traced:
-                traced[spec] = tf.function(
-                    update, input_signature=(spec,), autograph=False
+                traced[spec] = (
+                    update
+                    if self.run_eagerly
+                    else tf.function(update, input_signature=(spec,), autograph=False)
                 )
             logs = traced[spec](batch)
             self._most_updates += 1
@@ -517,7 +507,7 @@ class DPMixModel(keras.Model):
             views, view_labels = make_views(*records)
             if front is not None:
                 features = front(
-                    tf.reshape(views, [-1, *views.shape[2:]]), training=True
+                    tf.reshape(views, [-1, *views.shape[2:]]), training=False
                 )
                 views = tf.reshape(features, [*views.shape[:2], *features.shape[1:]])
             return views, view_labels
@@ -550,6 +540,8 @@ class DPMixModel(keras.Model):
         return {
             "name": self.name,
             "network": keras.saving.serialize_keras_object(self.network),
+            # Some layers of layers forget it.
+            "trainable": [bool(v.trainable) for v in self.network.variables],
             "plan": self.plan.to_dict(),
             "views": self.views.to_dict(),
             "chunk_size": self.chunk_size,
@@ -571,6 +563,9 @@ class DPMixModel(keras.Model):
         config["network"] = keras.saving.deserialize_keras_object(
             config["network"], custom_objects=custom_objects
         )
+        trainable = config.pop("trainable")
+        for variable, value in zip(config["network"].variables, trainable, strict=True):
+            variable.trainable = value
         config["plan"] = PrivacyPlan(**config["plan"])
         kind = NaiveMixup if "microbatch" in config["views"] else ViewMaker
         config["views"] = kind.from_dict(config["views"])
@@ -578,6 +573,48 @@ class DPMixModel(keras.Model):
         for name, value in history.items():  # the updates so far were made under it
             setattr(model, name, value)
         return model
+
+    def load_weights(self, *arguments, **settings) -> None:
+        """Loads weights, or none of them where something does not fit."""
+        before = self.get_weights()
+        try:
+            super().load_weights(*arguments, **settings)
+        except Exception:
+            self.set_weights(before)
+            raise
+
+    def save_own_variables(self, store) -> None:
+        """Saves, with the count of updates, what they were made under."""
+        super().save_own_variables(store)
+        text = json.dumps([self.plan.to_dict(), self.seed_chosen, self.assume_poisson])
+        store[_MADE_UNDER] = np.frombuffer(text.encode(), np.uint8)
+
+    def load_own_variables(self, store) -> None:
+        """Loads them.
+
+        Raises:
+          DPMixError: weights of another plan: their updates cost something else.
+        """
+        names = set(store.keys())  # of an H5 file too, which is no dict
+        if _MADE_UNDER not in names:
+            raise DPMixError(
+                "These weights do not say under what plan they were trained: they were "
+                "not saved by a DPMixModel. Load them into its network."
+            )
+        text = np.asarray(store[_MADE_UNDER], np.uint8).tobytes()
+        plan, seed_chosen, assume_poisson = json.loads(text)
+        if plan != self.plan.to_dict():
+            raise DPMixError(
+                "These weights were trained under another plan:\n"
+                f"  {plan}\nthan this model's:\n  {self.plan.to_dict()}\n"
+                "Load them into a model of their own plan; to start from them, load "
+                "its network's weights, and count both."
+            )
+        super().load_own_variables(
+            {name: store[name] for name in names - {_MADE_UNDER}}
+        )
+        self.seed_chosen |= seed_chosen
+        self.assume_poisson |= assume_poisson
 
     def get_compile_config(self) -> dict[str, Any]:
         """What `compile` was given, for Keras to save."""
@@ -599,6 +636,10 @@ class DPMixModel(keras.Model):
             "average": list(self.average.averages),
             "updates": [self._updates],
         }
+
+
+# Where weights files keep the plan, and whether it was kept to.
+_MADE_UNDER = "made_under"
 
 
 class _Flag:

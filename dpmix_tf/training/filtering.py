@@ -8,8 +8,55 @@ from keras import ops
 from dpmix_tf.errors import DPMixError
 
 
+class _FilteringOptimizer(keras.optimizers.Optimizer):
+    """An optimizer around another one, whose learning rate and variables it shows."""
+
+    def __init__(self, inner: keras.optimizers.Optimizer, name: str):
+        super().__init__(learning_rate=0.0, name=name)  # never used
+        self.inner = inner
+
+    def build(self, variables):
+        """Makes the inner optimizer's state; called again, nothing."""
+        if not self.built:
+            super().build(variables)
+            self.inner.build(variables)
+            self._add_state(variables)
+
+    @property
+    def variables(self):
+        """The filter's and the inner optimizer's."""
+        return self._variables + self.inner.variables
+
+    @property
+    def learning_rate(self):
+        """The inner optimizer's."""
+        return self.inner.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        self.inner.learning_rate = value
+
+    def finalize_variable_values(self, var_list):
+        """Lets the inner optimizer do what it does after training."""
+        self.inner.finalize_variable_values(var_list)
+
+    def get_config(self) -> dict[str, Any]:
+        """For Keras to save."""
+        inner = keras.saving.serialize_keras_object(self.inner)
+        return {"inner": inner, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects=None):
+        """Makes it again."""
+        config = dict(config)
+        inner = keras.saving.deserialize_keras_object(
+            config.pop("inner"), custom_objects=custom_objects
+        )
+        return cls(inner, **config)
+
+
 @keras.saving.register_keras_serializable(package="dpmix_tf")
-class LowPassOptimizer(keras.optimizers.Optimizer):
+class LowPassOptimizer(_FilteringOptimizer):
     """Gives another optimizer low-pass filtered gradients (DOPPLER, Zhang et al. 2024).
 
     The noise of private updates is independent from one to the next, gradients are
@@ -34,23 +81,16 @@ class LowPassOptimizer(keras.optimizers.Optimizer):
         inner: keras.optimizers.Optimizer,
         memory: float = 0.9,
         name: str = "low_pass",
-        **unused,
     ):
         if not 0 <= memory < 1:
             raise DPMixError(f"memory must be in [0, 1), received: {memory}.")
-        super().__init__(learning_rate=0.0, name=name)  # never used
-        self.inner = inner
+        super().__init__(inner, name)
         self.memory = memory
 
-    def build(self, variables):
-        """Makes the filter's state, and the inner optimizer's."""
-        if self.built:
-            return
-        super().build(variables)
+    def _add_state(self, variables):
         self._filtered = self.add_optimizer_variables(variables, "filtered")
         self._last = self.add_optimizer_variables(variables, "last")
         self._weight = self.add_variable((), name="weight")
-        self.inner.build(variables)
 
     def apply(self, grads, trainable_variables=None):
         """Filters the gradients and lets the inner optimizer apply them."""
@@ -69,37 +109,70 @@ class LowPassOptimizer(keras.optimizers.Optimizer):
         self.inner.apply(smooth, trainable_variables)
         self._iterations.assign_add(1)
 
-    @property
-    def variables(self):
-        """The filter's and the inner optimizer's."""
-        return self._variables + self.inner.variables
+    def get_config(self) -> dict[str, Any]:
+        """For Keras to save."""
+        return super().get_config() | {"memory": self.memory}
 
-    @property
-    def learning_rate(self):
-        """The inner optimizer's."""
-        return self.inner.learning_rate
 
-    @learning_rate.setter
-    def learning_rate(self, value):
-        self.inner.learning_rate = value
+@keras.saving.register_keras_serializable(package="dpmix_tf")
+class KalmanOptimizer(_FilteringOptimizer):
+    """Gives another optimizer Kalman-filtered gradients (DiSK, Zhang et al. 2025).
 
-    def finalize_variable_values(self, var_list):
-        """Lets the inner optimizer do what it does after training."""
-        self.inner.finalize_variable_values(var_list)
+    The filter predicts that the gradient goes on as it was, m_{t-1}, and corrects that
+    by the noisy g_t: m_t = (1 - gain) * m_{t-1} + gain * g_t. So that the prediction
+    does not lag behind, g_t is taken where the weights will be (1 - gain) / gain steps
+    on: x_t + (1 - gain) / gain * (x_t - x_{t-1}). The network holds these weights; x_t
+    is part of this optimizer's state, and of every checkpoint. This is the paper's
+    algorithm at gamma = (1 - kappa) / kappa, where it takes one gradient an update.
+
+    Off by default. In a config: optimizer.kalman_gain = 0.5.
+
+    Args:
+      inner: any Keras optimizer; its learning rate is this one's.
+      gain: in (0, 1]; 1 is the inner optimizer alone. The paper's kappa.
+
+    Raises:
+      DPMixError: gain out of range.
+    """
+
+    def __init__(
+        self,
+        inner: keras.optimizers.Optimizer,
+        gain: float = 0.5,
+        name: str = "kalman",
+    ):
+        if not 0 < gain <= 1:
+            raise DPMixError(f"gain must be in (0, 1], received: {gain}.")
+        super().__init__(inner, name)
+        self.gain = gain
+
+    def _add_state(self, variables):
+        self._filtered = self.add_optimizer_variables(variables, "filtered")
+        self._points = self.add_optimizer_variables(variables, "points")
+
+    def apply(self, grads, trainable_variables=None):
+        """Filters the gradients and lets the inner optimizer apply them."""
+        grads = list(grads)
+        if trainable_variables is not None:
+            self.build(list(trainable_variables))
+        variables = trainable_variables or self._trainable_variables
+        first = self.iterations == 0
+        gain = ops.where(first, 1.0, self.gain)
+        ahead = (1.0 - self.gain) / self.gain
+        before = [
+            ops.where(first, variable, point)
+            for variable, point in zip(variables, self._points, strict=True)
+        ]
+        for variable, point in zip(variables, before, strict=True):
+            variable.assign(point)
+        for grad, filtered in zip(grads, self._filtered, strict=True):
+            filtered.assign((1.0 - gain) * filtered + gain * grad)
+        self.inner.apply([ops.copy(f) for f in self._filtered], trainable_variables)
+        for variable, point, old in zip(variables, self._points, before, strict=True):
+            point.assign(variable)
+            variable.assign(point + ahead * (point - old))
+        self._iterations.assign_add(1)
 
     def get_config(self) -> dict[str, Any]:
         """For Keras to save."""
-        return {
-            "inner": keras.saving.serialize_keras_object(self.inner),
-            "memory": self.memory,
-            "name": self.name,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects=None):
-        """Makes it again."""
-        config = dict(config)
-        inner = keras.saving.deserialize_keras_object(
-            config.pop("inner"), custom_objects=custom_objects
-        )
-        return cls(inner, **config)
+        return super().get_config() | {"gain": self.gain}

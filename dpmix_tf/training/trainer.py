@@ -23,13 +23,13 @@ from dpmix_tf.data import (
     ordered_batches,
 )
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.models import build_network
+from dpmix_tf.models import build_network, weights_digest
 from dpmix_tf.privacy import PrivacyPlan, randomness
 from dpmix_tf.privacy.plan import round_up
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training import checkpoints, cluster
 from dpmix_tf.training.dp_model import DPMixModel
-from dpmix_tf.training.filtering import LowPassOptimizer
+from dpmix_tf.training.filtering import KalmanOptimizer, LowPassOptimizer
 from dpmix_tf.training.restore import restore_model
 from dpmix_tf.training.software import versions
 from dpmix_tf.training.workdir import Metrics, WorkDir, spent_updates
@@ -65,13 +65,21 @@ def make_optimizer(config: ConfigDict) -> keras.optimizers.Optimizer:
       DPMixError: Keras has no such optimizer, or it does not take the arguments.
     """
     arguments = config.optimizer.to_dict()
-    name, memory = arguments.pop("name"), arguments.pop("low_pass")
+    name = arguments.pop("name")
+    memory, gain = arguments.pop("low_pass"), arguments.pop("kalman_gain")
+    if memory is not None and gain is not None:
+        raise DPMixError(
+            f"Give one of optimizer.low_pass and optimizer.kalman_gain; received "
+            f"{memory} and {gain}."
+        )
     try:
         inner = keras.optimizers.get({"class_name": name, "config": arguments})
     except (ValueError, TypeError) as error:
         raise DPMixError(
             f"Keras makes no optimizer {name!r} from {arguments}: {error}"
         ) from error
+    if gain is not None:
+        return KalmanOptimizer(inner, gain)
     return inner if memory is None else LowPassOptimizer(inner, memory)
 
 
@@ -115,6 +123,23 @@ def _refuse_training_images(pool: SyntheticPool, source: ExampleSource) -> None:
             "takes it as public: make it from images that have nothing to do with the "
             "private ones."
         )
+
+
+def pin_weights(config: ConfigDict) -> ConfigDict:
+    """Returns the config with the digest of the public weights it starts from, if any.
+
+    A run that is resumed, evaluated or exported then finds the same, or says so.
+
+    Raises:
+      DPMixError: there is no such file, or it has another digest than the config says.
+    """
+    if config.network.name != "pretrained":
+        return config
+    arguments = config.network.to_dict()
+    if arguments.get("sha256") is None:
+        config = config.copy_and_resolve_references()
+        config.network = ConfigDict(arguments | {"sha256": weights_digest(**arguments)})
+    return config
 
 
 def build_model(
@@ -188,7 +213,7 @@ class Trainer:
         workdir: str | Path,
         strategy: tf.distribute.Strategy | None = None,
     ):
-        self.config = config
+        self.config = config = pin_weights(config)
         self.strategy = strategy or tf.distribute.get_strategy()
         self.is_chief = cluster.is_chief(self.strategy)
         self.workdir = WorkDir(workdir, config) if self.is_chief else None
@@ -386,24 +411,36 @@ class Trainer:
         if "validation_accuracy" in event:
             shown["val_acc"] = f"{event['validation_accuracy']:.4f}"
 
-    def _evaluate(self, part: str, source: ExampleSource | None) -> dict[str, float]:
-        """Accuracy of the raw and of the averaged weights; {} without examples."""
+    def _evaluate(self, part: str, source: ExampleSource | None) -> dict[str, Any]:
+        """Accuracy of the raw and of the averaged weights; {} without examples.
+
+        Of the averaged weights also by class, None for one without examples.
+        """
         if source is None or not self.is_chief:
             return {}
         examples = ordered_batches(source, self.config.run.evaluation_batch_size)
-        raw = self._accuracy(examples)
+        raw, _ = self._accuracy(examples)
         with self.model.average.applied():
-            averaged = self._accuracy(examples)
-        return {f"{part}_accuracy": raw, f"{part}_accuracy_ema": averaged}
+            averaged, by_class = self._accuracy(examples)
+        return {
+            f"{part}_accuracy": raw,
+            f"{part}_accuracy_ema": averaged,
+            f"{part}_accuracy_ema_by_class": by_class,
+        }
 
-    def _accuracy(self, examples: tf.data.Dataset) -> float:
+    def _accuracy(self, examples: tf.data.Dataset) -> tuple[float, list[float | None]]:
         """In this process alone, whatever the strategy: the others may wait."""
-        accuracy = keras.metrics.SparseCategoricalAccuracy()
+        classes = len(self.dataset.class_names)
+        right, seen = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
         for images, labels in examples:
             if self._stopping.received:
                 raise self._stopped()
-            accuracy.update_state(labels, self._logits(images))
-        return float(accuracy.result())
+            labels = labels.numpy()
+            correct = np.argmax(self._logits(images), axis=-1) == labels
+            seen += np.bincount(labels, minlength=classes)
+            right += np.bincount(labels[correct], minlength=classes)
+        by_class = [r / s if s else None for r, s in zip(right, seen, strict=True)]
+        return float(right.sum() / max(seen.sum(), 1)), by_class
 
     def _checkpoint(self) -> None:
         if self.workdir is None:

@@ -123,11 +123,8 @@ class Metrics:
         self._path = workdir / "metrics.jsonl"
         self._tensorboard = workdir / "tensorboard"
         self._writer = None
-        events = []
-        if self._path.exists():
-            events = _read_events(self._path)
         # A resumed run writes again what came after its checkpoint.
-        self._events = [event for event in events if event["updates"] <= keep_until]
+        self._events = [e for e in events(workdir) if e["updates"] <= keep_until]
         self.final = _final(self._events)
 
     @property
@@ -136,7 +133,7 @@ class Metrics:
         return self._events[-1]["updates"] if self._events else 0
 
     def write(
-        self, kind: str, model: DPMixModel, values: dict[str, float]
+        self, kind: str, model: DPMixModel, values: dict[str, Any]
     ) -> dict[str, Any]:
         """Appends one event and returns it."""
         epsilon = model.epsilon
@@ -155,6 +152,8 @@ class Metrics:
         with self._writer.as_default(step=model.updates):
             tf.summary.scalar("privacy/epsilon", epsilon)
             for name, value in values.items():
+                if not isinstance(value, float):
+                    continue
                 part, _, rest = name.partition("_")
                 tf.summary.scalar(f"{part}/{rest}", value)
         self._writer.flush()
@@ -203,27 +202,35 @@ def final_event(workdir: Path) -> dict[str, Any] | None:
     Raises:
       DPMixError: the file is damaged.
     """
+    return _final(events(workdir))
+
+
+def events(workdir: Path) -> list[dict[str, Any]]:
+    """All events of metrics.jsonl so far; none where there is no such file.
+
+    Raises:
+      DPMixError: the file is damaged.
+    """
     path = workdir / "metrics.jsonl"
-    return _final(_read_events(path)) if path.exists() else None
+    return _read_events(path) if path.exists() else []
 
 
-def _final(events: list[dict[str, Any]]) -> dict[str, Any] | None:
-    last = events[-1] if events else {}
+def _final(written: list[dict[str, Any]]) -> dict[str, Any] | None:
+    last = written[-1] if written else {}
     return last if last.get("event") == "final" else None
 
 
 def _read_events(path: Path) -> list[dict[str, Any]]:
-    """The events of metrics.jsonl."""
-    events = []
+    found = []
     try:
         for line in path.read_text().splitlines():
             event = json.loads(line)
             if not isinstance(event, dict) or type(event.get("updates")) is not int:
                 raise ValueError(f"a line is no event: {line[:60]!r}")
-            events.append(event)
+            found.append(event)
     except (OSError, ValueError, RecursionError) as error:
         raise DPMixError(f"{path} cannot be read: {error}. {_DAMAGED}") from error
-    return events
+    return found
 
 
 def differences(theirs: dict, mine: dict, prefix: str = "") -> list[str]:

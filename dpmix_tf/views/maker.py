@@ -79,14 +79,8 @@ class ViewMaker:
             )
         if self.only_mixed and not self.mixed:
             raise DPMixError("only_mixed leaves no views where mixed=0. Raise mixed.")
-        if not self.alpha > 0:
-            raise DPMixError(f"alpha must be above 0, received: {self.alpha}.")
         mixers.parse_mixer(self.mixer)
-        if self.augment not in AUGMENTATIONS:
-            raise DPMixError(
-                f"augment must be one of {', '.join(AUGMENTATIONS)}; received: "
-                f"{self.augment!r}."
-            )
+        check_settings(self.alpha, self.augment)
         if self.synthetic:
             self._check_pool()
 
@@ -353,6 +347,16 @@ class ViewMaker:
             ids = tf.range(tf.shape(images)[0])
         seeds = randomness.fold_in_each(seed, tf.cast(ids, tf.int64))
         return self.several(images, labels, seeds)
+
+
+def check_settings(alpha: float, augment: str) -> None:
+    """Refuses what no view maker can do."""
+    if not alpha > 0:
+        raise DPMixError(f"alpha must be above 0, received: {alpha}.")
+    if augment not in AUGMENTATIONS:
+        raise DPMixError(
+            f"augment must be one of {', '.join(AUGMENTATIONS)}; received: {augment!r}."
+        )
 
 
 class _Numbers(NamedTuple):

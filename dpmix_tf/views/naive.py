@@ -10,8 +10,7 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import randomness
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.views import mixers
-from dpmix_tf.views.augment import AUGMENTATIONS
-from dpmix_tf.views.maker import ViewMaker, as_float, augmentation
+from dpmix_tf.views.maker import ViewMaker, as_float, augmentation, check_settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,13 +52,7 @@ class NaiveMixup:
                 "naive mixup blends different examples: microbatch must be 2 or more, "
                 f"received: {self.microbatch}."
             )
-        if not self.alpha > 0:
-            raise DPMixError(f"alpha must be above 0, received: {self.alpha}.")
-        if self.augment not in AUGMENTATIONS:
-            raise DPMixError(
-                f"augment must be one of {', '.join(AUGMENTATIONS)}; received: "
-                f"{self.augment!r}."
-            )
+        check_settings(self.alpha, self.augment)
 
     @property
     def views_per_record(self) -> int:

@@ -142,10 +142,21 @@ def test_frozen_batch_normalisation_is_constant_and_allowed():
     validate_network(network)
 
 
-def test_dropout_is_allowed_and_the_check_leaves_no_trace():
+@pytest.mark.parametrize("kind", [layers.Dropout, layers.GaussianNoise])
+def test_random_layers_are_refused_where_something_trains(kind):
+    with pytest.raises(DPMixError, match="culprit.*seed that is not secret"):
+        validate_network(with_layer(kind(0.5, name="culprit")))
+    validate_network(with_layer(layers.Dropout(0.0)))
+
+
+def test_random_layers_are_still_below_what_trains():
     network = with_layer(layers.Dropout(0.5))
+    for layer in network.layers[:-1]:
+        layer.trainable = False
     before = [np.asarray(variable) for variable in network.variables]
     validate_network(network)
+    front, _ = split_frozen_front(network)
+    assert any("seed_generator" in v.path for v in front.variables)
     for variable, value in zip(network.variables, before, strict=True):
         np.testing.assert_array_equal(variable, value)
 

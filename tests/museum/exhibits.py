@@ -411,10 +411,12 @@ def every_other_update_counted():
 
         return uncounted
 
-    saved = property(lambda model: int(model._updates.numpy()))
+    def saved(model):
+        return int(model._updates.numpy())
+
     with (
         _instead(DPMixModel, "train_step", make),
-        _instead(DPMixModel, "updates", lambda _: saved),
+        _instead(DPMixModel, "_keep_count", lambda _: saved),
     ):
         yield
 

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.images import to_png
 from dpmix_tf.serving import signatures
 from dpmix_tf.serving.client import connect
 from dpmix_tf.training import restore_network
 from tests.conftest import ROOT
 from tests.serving.server import StandIn
-from tests.serving.test_export import png
 
 PROTOCOLS = ("http", "grpc")
 BINARY = shutil.which("tensorflow_model_server")
@@ -98,7 +98,7 @@ def test_the_server_answers_as_the_model_does(server, protocol, trained, images)
     network, metadata = restore_network(trained)
     probabilities = signatures.probabilities_of(network, images).numpy()
     for image, row in zip(images, probabilities, strict=True):
-        answer = client.classify(png(image))
+        answer = client.classify(to_png(image))
         order = np.argsort(-row)
         assert answer.classes == [metadata["class_names"][i] for i in order]
         np.testing.assert_allclose(answer.probabilities, row[order], atol=1e-6)
@@ -110,16 +110,16 @@ def test_errors_of_the_server_say_what_to_do(server, protocol, images):
     with pytest.raises(DPMixError, match="cannot read the image.*JPEG nor a PNG"):
         connect(where, "digits").classify(b"GIF89a")
     with pytest.raises(DPMixError, match="cannot read the image"):
-        connect(where, "digits").classify(png(images[0])[:50])
+        connect(where, "digits").classify(to_png(images[0])[:50])
     with pytest.raises(DPMixError, match="serves no model 'faces'.*--model_name"):
-        connect(where, "faces").classify(png(images[0]))
+        connect(where, "faces").classify(to_png(images[0]))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_model_without_the_signature_is_told(server, protocol, images, monkeypatch):
     monkeypatch.setattr("dpmix_tf.serving.client._SIGNATURE", "serving_sounds")
     with pytest.raises(DPMixError, match="no signature 'serving_sounds'"):
-        connect(address(server, protocol), "digits").classify(png(images[0]))
+        connect(address(server, protocol), "digits").classify(to_png(images[0]))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -128,7 +128,7 @@ def test_a_late_server_is_not_waited_for(exported, protocol, images):
     server.delay = 2.0
     client = connect(address(server, protocol), "digits", timeout=0.5)
     with pytest.raises(DPMixError, match="did not answer within 0.5 seconds"):
-        client.classify(png(images[0]))
+        client.classify(to_png(images[0]))
     assert server.requests == 1  # nor asked twice
     server.stop()
 
@@ -144,7 +144,7 @@ def test_nobody_at_the_address(protocol):
 def test_the_wrong_port_is_noticed(server, images):
     with pytest.raises(DPMixError, match="8501"):
         connect(f"http://127.0.0.1:{server.grpc_port}", "digits", retries=0).classify(
-            png(images[0])
+            to_png(images[0])
         )
 
 
@@ -154,12 +154,12 @@ def test_a_restarted_server_is_found_again(exported, protocol, images):
     server = StandIn(models)
     ports = server.rest_port, server.grpc_port
     client = connect(address(server, protocol), "digits")
-    first = client.classify(png(images[0]))
+    first = client.classify(to_png(images[0]))
     server.stop()
     started = []
     timer = threading.Timer(1.0, lambda: started.append(StandIn(models, *ports)))
     timer.start()
-    assert client.classify(png(images[0])) == first  # asks until it is back
+    assert client.classify(to_png(images[0])) == first  # asks until it is back
     timer.join()
     started[0].stop()
 
@@ -193,7 +193,7 @@ def test_the_command_asks_a_server_as_it_asks_a_run(server, trained, images, tmp
     folder = tmp_path / "scans"
     folder.mkdir()
     for index, image in enumerate(images):
-        (folder / f"{index}.png").write_bytes(png(image))
+        (folder / f"{index}.png").write_bytes(to_png(image))
     (folder / "large.jpg").touch()
     Image.fromarray(images[0, ..., 0]).resize((40, 40)).save(folder / "large.jpg")
     (folder / "zero.png").write_bytes(b"\0")
@@ -221,7 +221,7 @@ def test_the_command_asks_a_server_as_it_asks_a_run(server, trained, images, tmp
 
 @pytest.mark.slow
 def test_a_load_check_reports_rate_and_latencies(server, images, tmp_path):
-    (tmp_path / "x.png").write_bytes(png(images[0]))
+    (tmp_path / "x.png").write_bytes(to_png(images[0]))
     where = [f"--server={address(server, 'http')}", "--model_name=digits"]
     load = ["--repeat=40", "--concurrency=4", "--format=json"]
     done = predict(*where, *load, str(tmp_path / "x.png"))

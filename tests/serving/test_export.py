@@ -19,18 +19,12 @@ from PIL import Image
 
 from dpmix_tf.data import load_dataset
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.images import MOST_PIXELS, fit_image
+from dpmix_tf.images import MOST_PIXELS, fit_image, to_png
 from dpmix_tf.serving import export, privacy_card, signatures, warmup
 from dpmix_tf.training import Trainer, checkpoints, restore_network
 from tests.conftest import ROOT
 from tests.serving.c_api import CModel
 from tests.serving.conftest import small_config
-
-
-def png(image, mode=None):
-    buffer = io.BytesIO()
-    Image.fromarray(image.squeeze()).convert(mode).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def expected(workdir, images, weights="ema"):
@@ -40,7 +34,7 @@ def expected(workdir, images, weights="ema"):
 
 def test_every_signature_answers_as_the_trained_model_does(trained, exported, images):
     served = tf.saved_model.load(str(exported)).signatures
-    files = tf.constant([png(image) for image in images])
+    files = tf.constant([to_png(image) for image in images])
     for answer in (
         served["serving_default"](images=tf.constant(images)),
         served["serving_float"](images=tf.constant(images / np.float32(255))),
@@ -101,7 +95,7 @@ def test_files_are_decoded_as_in_training(mode, kind, size, channels):
 
 
 def bomb():
-    data = bytearray(png(np.zeros((8, 8), np.uint8)))
+    data = bytearray(to_png(np.zeros((8, 8, 1), np.uint8)))
     side = int(MOST_PIXELS**0.5) + 1
     data[16:24] = side.to_bytes(4, "big") * 2
     return bytes(data)
@@ -112,7 +106,7 @@ def bomb():
     [
         (b"", "neither a JPEG nor a PNG"),
         (b"GIF89a and more", "neither a JPEG nor a PNG"),
-        (png(np.zeros((8, 8), np.uint8))[:40], "Invalid PNG"),
+        (to_png(np.zeros((8, 8, 1), np.uint8))[:40], "Invalid PNG"),
         (b"\xff\xd8\xff\xe0" + b"a" * 60, "Invalid JPEG"),
         (bomb(), "80,000,000 pixels"),
     ],
@@ -121,14 +115,14 @@ def bomb():
 def test_a_broken_image_fails_its_request(exported, images, data, words):
     served = tf.saved_model.load(str(exported)).signatures["serving_bytes"]
     with pytest.raises(tf.errors.InvalidArgumentError, match=words):
-        served(image_bytes=tf.constant([png(images[0]), data]))
+        served(image_bytes=tf.constant([to_png(images[0]), data]))
 
 
 def test_tensorflows_c_api_serves_it(exported, images):
     """The loader TensorFlow Serving itself uses, warm-up requests included."""
     python = tf.saved_model.load(str(exported)).signatures
     c_model = CModel(exported)
-    files = np.array([png(image) for image in images], object)
+    files = np.array([to_png(image) for image in images], object)
     requests = [
         ("serving_default", {"images": images}),
         ("serving_bytes", {"image_bytes": files}),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from keras_cv.models import stable_diffusion as parts
 
+from dpmix_tf import weights
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.synthetic import SyntheticPool, fill, pool, stable_diffusion
 from dpmix_tf.training.config import default_pool
@@ -86,7 +87,7 @@ def test_the_real_decoder_loads_weights_in_keras_2s_layout(decoder_file):
     other = parts.Decoder(128, 128, download_weights=False)
     latent = np.random.default_rng(0).normal(size=(1, 16, 16, 4)).astype(np.float32)
     before = np.asarray(other(latent))
-    stable_diffusion.load_weights(other, path)
+    weights.load_weights(other, path)
     np.testing.assert_allclose(other(latent), decoder(latent), atol=2e-5)
     assert np.abs(before - other(latent)).max() > 1e-3
 
@@ -97,15 +98,15 @@ def test_weights_of_another_model_or_half_a_file_are_refused(decoder_file, tmp_p
     half = tmp_path / "half.h5"
     half.write_bytes(path.read_bytes()[:100_000])
     with pytest.raises(DPMixError, match="half.h5"):
-        stable_diffusion.load_weights(decoder, half)
+        weights.load_weights(decoder, half)
     half.write_text("<html>404</html>")
     with pytest.raises(DPMixError, match="not an H5 file"):
-        stable_diffusion.load_weights(decoder, half)
+        weights.load_weights(decoder, half)
     wrong = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     with pytest.raises(DPMixError, match="does not hold the weights"):
-        stable_diffusion.load_weights(wrong, path)
+        weights.load_weights(wrong, path)
     with pytest.raises(DPMixError, match="Weights file"):
-        stable_diffusion.file_digest(tmp_path / "nowhere.h5")
+        weights.digest(tmp_path / "nowhere.h5")
 
 
 def test_without_a_network_the_way_out_is_named(monkeypatch):

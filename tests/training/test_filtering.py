@@ -1,4 +1,4 @@
-"""The low-pass filter of noisy gradients."""
+"""Filters of noisy gradients."""
 
 import keras
 import numpy as np
@@ -7,44 +7,102 @@ import pytest
 from dpmix_tf import views
 from dpmix_tf.data import ArraySource, PoissonBatches
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.training import DPMixModel, LowPassOptimizer
+from dpmix_tf.training import DPMixModel, KalmanOptimizer, LowPassOptimizer
+from dpmix_tf.training.config import default_config
+from dpmix_tf.training.trainer import make_optimizer
 from tests.conftest import plan_for, tiny_network
 
 
 class Watched(keras.optimizers.SGD):
     """Remembers the last gradients it was given."""
 
+    def __init__(self, learning_rate):
+        super().__init__(learning_rate)
+        self.errors = []
+
     def apply(self, grads, trainable_variables=None):
         self.given = [np.asarray(grad) for grad in grads]
         super().apply(grads, trainable_variables)
 
 
-def errors(memory, seed, updates=300):
-    """Of the gradients of a noisy quadratic that are followed, and of its end."""
+FILTERS = {
+    "low_pass": lambda inner: LowPassOptimizer(inner, 0.9),
+    "kalman": lambda inner: KalmanOptimizer(inner, 0.2),
+    "none": lambda inner: inner,
+}
+
+
+def descend(kind, inner, seed, updates=300):
+    """On a noisy quadratic: mean square of the weights, whose best is 0, once near."""
     random = np.random.default_rng(seed)
     curvature = np.linspace(0.2, 1.0, 50).astype(np.float32)
     weights = keras.Variable(np.full(50, 3.0, np.float32))
-    inner = Watched(0.05)
-    optimizer = inner if memory is None else LowPassOptimizer(inner, memory)
+    optimizer = FILTERS[kind](inner)
     optimizer.build([weights])
-    followed, ends = [], []
-    for update in range(updates):
+    squares = []
+    for _ in range(updates):
         gradient = curvature * weights.numpy()
         noise = random.normal(0, 2.0, 50).astype(np.float32)
         optimizer.apply([gradient + noise], [weights])
-        if update >= updates // 3:
-            followed.append(np.mean((inner.given[0] - gradient) ** 2))
-            ends.append(np.mean(weights.numpy() ** 2))
-    return np.mean(followed), np.mean(ends)
+        squares.append(np.mean(weights.numpy() ** 2))
+        if isinstance(inner, Watched):
+            inner.errors.append(np.mean((inner.given[0] - gradient) ** 2))
+    return np.mean(squares[updates // 3 :])
 
 
-def test_it_reduces_the_error_on_a_noisy_quadratic():
-    """Of the gradients, tenfold; plain SGD averages as well by itself, in the end."""
-    for seed in range(5):
-        (smooth, smooth_end), (rough, rough_end) = errors(0.9, seed), errors(None, seed)
-        assert rough == pytest.approx(4.0, rel=0.1)
-        assert smooth < 0.1 * rough
-        assert smooth_end < 1.02 * rough_end
+@pytest.mark.parametrize("kind", ["low_pass", "kalman"])
+def test_it_reduces_the_error_on_a_noisy_quadratic(kind):
+    """Of where Adam ends; plain SGD averages as well by itself."""
+    filtered, plain = (
+        np.mean([descend(k, keras.optimizers.Adam(0.05), seed) for seed in range(5)])
+        for k in (kind, "none")
+    )
+    assert filtered < 0.95 * plain
+
+
+@pytest.mark.parametrize("kind", ["low_pass", "kalman"])
+def test_it_reduces_the_error_of_the_gradients(kind):
+    smooth, rough = Watched(0.05), Watched(0.05)
+    descend(kind, smooth, 0)
+    descend("none", rough, 0)
+    assert np.mean(rough.errors) == pytest.approx(4.0, rel=0.1)
+    assert np.mean(smooth.errors[100:]) < 0.5 * np.mean(rough.errors)
+
+
+def test_the_kalman_filter_is_the_papers():
+    """Gradients of x**2 / 2 at the point ahead, by hand."""
+    weights = keras.Variable(np.full(1, 2.0, np.float32))
+    gain, rate, noise = 0.4, 0.25, [0.3, -0.2, 0.5, 0.1]
+    optimizer = KalmanOptimizer(keras.optimizers.SGD(rate), gain)
+    optimizer.build([weights])
+    weights.assign([3.0])  # loaded after the optimizer was built
+    x = ahead = 3.0
+    filtered = None
+    for step in noise:
+        gradient = ahead + step
+        if filtered is None:
+            filtered = gradient
+        filtered = (1 - gain) * filtered + gain * gradient
+        before, x = x, x - rate * filtered
+        ahead = x + (1 - gain) / gain * (x - before)
+        optimizer.apply([weights.numpy() + np.float32(step)], [weights])
+        np.testing.assert_allclose(weights, [ahead], rtol=1e-5)
+        np.testing.assert_allclose(optimizer._points[0], [x], rtol=1e-5)
+    assert optimizer.iterations == optimizer.inner.iterations == 4
+
+
+def test_a_gain_of_one_is_the_inner_optimizer_alone():
+    alone, filtered = (keras.Variable(np.ones(3, np.float32)) for _ in range(2))
+    plain = keras.optimizers.Adam(0.1)
+    wrapped = KalmanOptimizer(keras.optimizers.Adam(0.1), 1.0)
+    random = np.random.default_rng(0)
+    for optimizer, weights in ((plain, alone), (wrapped, filtered)):
+        optimizer.build([weights])
+    for _ in range(5):
+        gradient = random.normal(size=3).astype(np.float32)
+        plain.apply([gradient], [alone])
+        wrapped.apply([gradient], [filtered])
+        np.testing.assert_allclose(filtered, alone, rtol=1e-6)
 
 
 def test_the_filter_is_the_papers():
@@ -72,7 +130,8 @@ def test_a_constant_gradient_passes_unchanged():
         np.testing.assert_allclose(weights, -0.5 * step, rtol=1e-5)
 
 
-def test_its_state_is_saved_with_the_model(tmp_path):
+@pytest.mark.parametrize("kind", [LowPassOptimizer, KalmanOptimizer])
+def test_its_state_is_saved_with_the_model(kind, tmp_path):
     random = np.random.default_rng(0)
     source = ArraySource(
         random.integers(0, 256, (40, 8, 8, 1), np.uint8), random.integers(0, 10, 40)
@@ -80,18 +139,17 @@ def test_its_state_is_saved_with_the_model(tmp_path):
     model = DPMixModel(
         tiny_network(), plan=plan_for(40), views=views.no_augmentation(), seed=1
     )
-    model.compile(LowPassOptimizer(keras.optimizers.Adam(0.01), 0.8))
+    model.compile(kind(keras.optimizers.Adam(0.01), 0.8))
     model.fit(PoissonBatches(source, model.plan), steps_per_epoch=3, verbose=0)
     assert len(model.state()["optimizer"]) > 4 * len(model.network.trainable_variables)
     model.save(tmp_path / "x.keras")
     again = keras.models.load_model(tmp_path / "x.keras")
-    assert again.optimizer.memory == 0.8
+    assert again.optimizer.get_config() == model.optimizer.get_config()
     for one, other in zip(
         model.state()["optimizer"], again.state()["optimizer"], strict=True
     ):
         np.testing.assert_array_equal(one, other)
-    filtered = again.optimizer._filtered + again.optimizer._last
-    assert all(np.any(np.asarray(variable)) for variable in filtered)
+    assert all(np.any(np.asarray(v)) for v in again.optimizer._filtered)
 
 
 def test_what_would_break_the_count_is_refused_inside_too():
@@ -101,3 +159,11 @@ def test_what_would_break_the_count_is_refused_inside_too():
         model.compile(LowPassOptimizer(accumulating))
     with pytest.raises(DPMixError, match="memory must be"):
         LowPassOptimizer(keras.optimizers.SGD(0.1), 1.0)
+    with pytest.raises(DPMixError, match="gain must be"):
+        KalmanOptimizer(keras.optimizers.SGD(0.1), 0.0)
+    config = default_config()
+    config.optimizer.low_pass, config.optimizer.kalman_gain = 0.9, 0.5
+    with pytest.raises(DPMixError, match="Give one of"):
+        make_optimizer(config)
+    config.optimizer.low_pass = None
+    assert make_optimizer(config).gain == 0.5

@@ -1,5 +1,6 @@
 """model.save and keras.models.load_model, as users of Keras expect them."""
 
+import dataclasses
 import itertools
 import json
 import zipfile
@@ -200,3 +201,27 @@ def test_a_seed_chosen_for_the_sampler_is_told(source):
     assert "chosen by the user" in model.statement()
     model = trained_model(source, updates=1)
     assert "chosen by the user" not in model.statement()
+
+
+def test_weights_know_what_they_were_trained_under(tmp_path):
+    """Loaded under another plan, the same count of updates would mean another cost."""
+    path = tmp_path / "x.weights.h5"
+
+    def model_under(plan):
+        return DPMixModel(
+            tiny_network(), plan=plan, views=views.no_augmentation(), seed=None
+        )
+
+    model = model_under(plan_for(40))
+    model.seed_chosen = model.assume_poisson = True
+    model.save_weights(path)
+    same = model_under(plan_for(40))
+    assert not same.seed_chosen and not same.assume_poisson
+    same.load_weights(path)
+    assert same.seed_chosen and same.assume_poisson
+    other = model_under(dataclasses.replace(plan_for(40), noise_multiplier=50.0))
+    before = [np.asarray(v) for v in other.network.variables]
+    with pytest.raises(ValueError, match="another plan"):
+        other.load_weights(path)
+    for variable, value in zip(other.network.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)

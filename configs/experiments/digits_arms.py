@@ -1,0 +1,37 @@
+r"""All arms on digits: three quarters of an hour on two cores.
+
+python bin/generate_pool.py --config=configs/digits_diff.py
+python bin/experiment.py --config=configs/experiments/digits_arms.py \
+      --workdir=runs/digits_arms --jobs=2
+"""
+
+from configs import digits_diff
+from dpmix_tf.experiments import arms, default_experiment
+
+
+def get_config():
+    """Returns the experiment's configuration."""
+    base = digits_diff.get_config()
+    base.data.validation_fraction = 0.2
+    base.privacy.updates = 60
+    base.run.evaluate_every = 20
+    config = default_experiment(
+        base,
+        arms(
+            "dp_sgd",
+            "self_aug_16",
+            "self_aug_34",
+            "dp_mix_self",
+            "dp_mix_diff",
+            "naive_mixup_2",
+            "naive_mixup_4",
+        ),
+    )
+    config.title = "Arms on digits"
+    config.epsilons = (1.0, 2.0, 4.0, 8.0)
+    config.seeds = 5
+    config.baseline = "self_aug_34"
+    config.tune.update({"optimizer": {"learning_rate": (1.0, 2.0)}})
+    config.equal_compute = ("self_aug_34", "dp_mix_self")
+    config.show_views = True
+    return config

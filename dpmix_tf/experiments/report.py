@@ -1,0 +1,5 @@
+"""Tables and pictures of an experiment."""
+
+
+def write_report(study, records, root):
+    """Later."""

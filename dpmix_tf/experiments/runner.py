@@ -1,0 +1,354 @@
+"""Trains an experiment's runs in processes, shows them, and records what they found."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.experiments.study import Run, Study
+from dpmix_tf.files import write_text_atomic
+from dpmix_tf.training.workdir import events, final_event, read_json
+
+# What the trials are chosen by, and the figure that tables show first.
+_CHOSEN_BY = "validation_accuracy_ema"
+
+
+class Runner:
+    """Runs what is left of an experiment; what is done or chosen is not repeated.
+
+    The folder holds `experiment.json`, a folder a run below `tuning/` and `runs/`, and
+    `results.jsonl`, one line a finished or failed run, the same however often it was
+    interrupted. Each run resumes where it stopped.
+
+    Args:
+      study: what to run.
+      root: the experiment's folder.
+      jobs: processes at a time; they share the processor's cores.
+      shard: (i, n): this machine's part, whole arms at an epsilon; 1 <= i <= n.
+
+    Raises:
+      DPMixError: the folder is another experiment's, or shard is out of range.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        root: Path,
+        *,
+        jobs: int = 1,
+        shard: tuple[int, int] = (1, 1),
+    ):
+        if not 1 <= shard[0] <= shard[1]:
+            raise DPMixError(f"--shard must be i/n with 1 <= i <= n, not {shard}.")
+        self.study, self.root, self.jobs = study, Path(root), jobs
+        self.groups = list(study.groups())[shard[0] - 1 :: shard[1]]
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._records: dict[Run, dict[str, Any]] = {}
+        self._running: dict[Run, subprocess.Popen] = {}
+        self._seconds: list[float] = []  # of runs that began and ended here
+        self._began: dict[Run, float] = {}
+        self.console = Console(stderr=True)
+
+    def run(self) -> list[dict[str, Any]]:
+        """Trains all runs.
+
+        Returns:
+          The records of results.jsonl, failed runs among them, of all groups.
+
+        Raises:
+          KeyboardInterrupt: stopped by a signal, once the runs have.
+          DPMixError: results cannot be written.
+        """
+        with self._alone(), _interrupted_by_sigterm():
+            self.study.claim(self.root)
+            self._collect()
+            try:
+                self._train()
+            finally:
+                self._stop()
+            return self._write_results()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Holds the folder. Runs hold it too: none is left from a killed process."""
+        with open(self.root / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.console.print(
+                    f"{self.root} is in use, or its last runs are stopping: waiting."
+                )
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            self._lock = lock
+            yield
+
+    def _collect(self) -> None:
+        """Reads what earlier calls, or other machines' shards, have finished."""
+        for arm, epsilon in self.study.groups():
+            for run in self.study.tuning_runs(arm, epsilon):
+                self._look(run)
+            for run in self._test_runs(arm, epsilon):
+                self._look(run)
+
+    def _look(self, run: Run) -> None:
+        folder = self.root / run.name
+        if final_event(folder / "run") is not None:
+            self._records[run] = _record(self.study, run, folder)
+
+    def _test_runs(self, arm: str, epsilon: float) -> list[Run]:
+        """The test runs of a group, once its trials are through; [] before."""
+        trials = self.study.tuning_runs(arm, epsilon)
+        if not trials:
+            return self.study.test_runs(arm, epsilon, ())
+        records = [self._records.get(run) for run in trials]
+        if None in records:
+            return []
+        scores: dict[Any, list[float]] = {}
+        for run, record in zip(trials, records, strict=True):
+            if record is not None and record["status"] == "done":
+                scores.setdefault(run.trial, []).append(_score(record))
+        if not scores:
+            for run in self.study.test_runs(arm, epsilon, ()):
+                self._records[run] = _failure(run, "every tuning trial failed")
+            return []
+        best = max(scores, key=lambda trial: statistics.mean(scores[trial]))
+        return self.study.test_runs(arm, epsilon, best)
+
+    def _waiting(self) -> list[Run]:
+        """Runs that can start now: trials first, then seed after seed of all groups."""
+        runs: list[Run] = []
+        for arm, epsilon in self.groups:
+            trials = self.study.tuning_runs(arm, epsilon)
+            open_trials = [run for run in trials if run not in self._records]
+            runs += open_trials or self._test_runs(arm, epsilon)
+        runs = [
+            run for run in runs if run not in self._records and run not in self._running
+        ]
+        return sorted(runs, key=lambda run: (not run.tuning, run.seed))
+
+    def _train(self) -> None:
+        with (
+            Live(
+                get_renderable=self._screen,
+                console=self.console,
+                refresh_per_second=1,
+                transient=False,
+            )
+            if self.console.is_terminal
+            else contextlib.nullcontext()
+        ):
+            while True:
+                waiting = self._waiting()
+                for run in waiting[: self.jobs - len(self._running)]:
+                    self._start(run)
+                if not self._running:
+                    if self._waiting():
+                        continue  # they failed at once
+                    return
+                for run, process in list(self._running.items()):
+                    if process.poll() is not None:
+                        self._finish(run, process)
+                time.sleep(0.1)
+
+    def _start(self, run: Run) -> None:
+        folder = self.root / run.name
+        try:
+            settings = self.study.config_of(run).to_json(indent=2)
+        except DPMixError as error:
+            self._keep(run, _failure(run, str(error)))
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(folder / "settings.json", settings + "\n")
+        environment = dict(os.environ)
+        if self.jobs > 1:
+            threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
+            environment |= {
+                "TF_NUM_INTRAOP_THREADS": threads,
+                "TF_NUM_INTEROP_THREADS": threads,
+            }
+        with open(folder / "log.txt", "w") as log:
+            self._running[run] = subprocess.Popen(
+                [sys.executable, "-m", "dpmix_tf.experiments.worker", str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                pass_fds=(self._lock.fileno(),),
+                start_new_session=True,  # Ctrl-C reaches it by us alone
+            )
+        self._began[run] = time.monotonic()
+
+    def _finish(self, run: Run, process: subprocess.Popen) -> None:
+        del self._running[run]
+        folder = self.root / run.name
+        if process.returncode == 0 and final_event(folder / "run") is not None:
+            self._seconds.append(time.monotonic() - self._began[run])
+            record = _record(self.study, run, folder)
+        else:
+            record = _failure(run, _last_words(folder / "log.txt", process.returncode))
+        self._keep(run, record)
+
+    def _keep(self, run: Run, record: dict[str, Any]) -> None:
+        self._records[run] = record
+        self._write_results()
+        if not self.console.is_terminal:
+            done, total = self._progress()
+            shown = (
+                f"{100 * _score(record):.2f} %"
+                if record["status"] == "done"
+                else f"failed: {record['error'].splitlines()[-1][:100]}"
+            )
+            self.console.print(
+                f"{done}/{total} {run.name}: {shown} (ETA {self._eta()})",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def _stop(self) -> None:
+        for process in self._running.values():  # they write a checkpoint and go
+            process.terminate()
+        for process in self._running.values():
+            process.wait()
+
+    def _write_results(self) -> list[dict[str, Any]]:
+        order = {group: index for index, group in enumerate(self.study.groups())}
+        runs = sorted(
+            self._records,
+            key=lambda run: (not run.tuning, order[run.arm, run.epsilon], run.name),
+        )
+        records = [self._records[run] for run in runs]
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        write_text_atomic(self.root / "results.jsonl", text)
+        return records
+
+    def _progress(self) -> tuple[int, int]:
+        """Runs that are through, and all, of this shard."""
+        total = len(self.groups) * len(self.study.seeds)
+        total += sum(len(self.study.tuning_runs(*group)) for group in self.groups)
+        done = sum((run.arm, run.epsilon) in self.groups for run in self._records)
+        return done, total
+
+    def _eta(self) -> str:
+        done, total = self._progress()
+        if not self._seconds:
+            return "-"
+        seconds = (total - done) * statistics.mean(self._seconds) / self.jobs
+        minutes, seconds = divmod(round(seconds), 60)
+        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+    def _screen(self) -> Group:
+        """The live table: what is done, and what runs now."""
+        done, total = self._progress()
+        table = Table("arm", *(f"epsilon {e:g}" for e in self.study.epsilons))
+        for arm in self.study.arms:
+            table.add_row(arm, *(self._cell(arm, e) for e in self.study.epsilons))
+        running = Table("running", "update", "validation", box=None)
+        for run in list(self._running):
+            seen = _progress_of(self.root / run.name / "run")
+            running.add_row(run.name, *seen)
+        bar = ProgressBar(total=total, completed=done, width=40)
+        return Group(table, running, bar, f"{done}/{total} runs, ETA {self._eta()}")
+
+    def _cell(self, arm: str, epsilon: float) -> str:
+        runs = [
+            record
+            for run, record in self._records.items()
+            if (run.arm, run.epsilon, run.tuning) == (arm, epsilon, False)
+        ]
+        scores = [100 * _score(r) for r in runs if r["status"] == "done"]
+        failed = len(runs) - len(scores)
+        text = f"{len(scores)}/{len(self.study.seeds)}"
+        text += f"  {statistics.mean(scores):.2f} %" if scores else ""
+        return text + (f"  {failed} failed" if failed else "")
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    def interrupt(*_):
+        raise KeyboardInterrupt("Stopped; the same command goes on from there.")
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _score(record: dict[str, Any]) -> float:
+    """What a trial is chosen by, or a test run's accuracy; of averaged weights."""
+    final = record["final"]
+    if record["tuning"]:
+        curve = record["curve"]
+        if not curve or _CHOSEN_BY not in curve[-1]:
+            raise DPMixError(
+                "Tuning needs validation examples: set base.data.validation_fraction "
+                "above 0, or tune nothing."
+            )
+        return curve[-1][_CHOSEN_BY]
+    return final["test_accuracy_ema"]
+
+
+def _record(study: Study, run: Run, folder: Path) -> dict[str, Any]:
+    """One line of results.jsonl, of a finished run."""
+    workdir = folder / "run"
+    *curve, final = events(workdir)
+    record = _about(run) | {
+        "status": "done",
+        # A trial's test accuracy is not even written down.
+        "final": None if run.tuning else final,
+        "curve": curve,
+        "views_per_example": study.views_per_example(run.arm),
+        "plan": read_json(workdir / "privacy.json"),
+        "config": read_json(workdir / "config.json"),
+        "software": read_json(folder / "software.json"),
+    }
+    if run.tuning:
+        _score(record)
+    return record
+
+
+def _failure(run: Run, error: str) -> dict[str, Any]:
+    return _about(run) | {"status": "failed", "error": error}
+
+
+def _about(run: Run) -> dict[str, Any]:
+    return {
+        "arm": run.arm,
+        "epsilon": run.epsilon,
+        "seed": run.seed,
+        "tuning": run.tuning,
+        "tuned": dict(run.trial),
+    }
+
+
+def _last_words(log: Path, status: int) -> str:
+    """What a failed run said last; its own error without the rest, if there is one."""
+    said = log.read_text(errors="replace").strip()
+    _, found, error = said.rpartition("error: ")
+    lines = error if found else said[-1500:]
+    return lines.strip() or f"exit status {status} and no word; see {log}"
+
+
+def _progress_of(workdir: Path) -> tuple[str, str]:
+    try:
+        seen = events(workdir)
+    except DPMixError:
+        seen = []
+    if not seen:
+        return "-", "-"
+    accuracy = seen[-1].get(_CHOSEN_BY)
+    return str(seen[-1]["updates"]), f"{accuracy:.2%}" if accuracy else "-"

@@ -1,0 +1,70 @@
+"""One run of an experiment, in a process of its own.
+
+python -m dpmix_tf.experiments.worker FOLDER reads FOLDER/settings.json.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import write_text_atomic
+from dpmix_tf.training.software import versions
+from dpmix_tf.training.trainer import Trainer
+from dpmix_tf.training.workdir import read_json
+
+STOPPED = 130  # exit status of a run that was asked to stop
+
+
+def _stop_with_parent(parent: int) -> None:
+    """Nobody would record what an orphan finds; and its folder would be held."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> None:
+    """Trains the run; an error that a user can act on is printed, status 2."""
+    folder = Path(sys.argv[1])
+    threading.Thread(
+        target=_stop_with_parent, args=(os.getppid(),), daemon=True
+    ).start()
+    try:
+        config = ConfigDict(read_json(folder / "settings.json"))
+        if not (folder / "software.json").exists():
+            write_text_atomic(folder / "software.json", json.dumps(versions()))
+        trainer = Trainer(config, folder / "run")
+        before, started = trainer.model.updates, time.perf_counter()
+        try:
+            trainer.run()
+        finally:
+            _add_cost(
+                folder / "cost.json",
+                time.perf_counter() - started,
+                trainer.model.updates - before,
+            )
+    except DPMixError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(STOPPED)
+
+
+def _add_cost(path: Path, seconds: float, updates: int) -> None:
+    """What training took, over all processes that were not killed."""
+    cost = read_json(path) if path.exists() else {"seconds": 0.0, "updates": 0}
+    cost = {
+        "seconds": cost["seconds"] + seconds,
+        "updates": cost["updates"] + updates,
+    }
+    write_text_atomic(path, json.dumps(cost))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,396 @@
+"""Public pretrained encoders under a privately trained head."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import keras
+import keras_cv
+import numpy as np
+import tensorflow as tf
+from keras import layers
+from keras_cv.models.feature_extractor import CLIPImageEncoder, CLIPTextEncoder
+from keras_cv.models.stable_diffusion import SimpleTokenizer
+
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.models.structure import split_frozen_front
+from dpmix_tf.weights import digest, load_weights
+
+# What CLIP's images were normalised with (Radford et al. 2021), of values in [0, 1].
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_HOW_MUCH = ("head", "last_blocks", "all")
+
+
+def _clip(sizes: dict[str, int], preset: str):
+    """The image tower of KerasCV's CLIP."""
+
+    def build(size, weights):
+        tower = CLIPImageEncoder(input_resolution=size, **sizes)
+        tower.build((None, size, size, 3))
+        if weights == "preset":
+            weights = _downloaded(preset)
+        if weights is not None:
+            _load_tower(tower, weights)
+        # Layer by layer, so that each block can be trained or left, and saved.
+        images = keras.Input((size, size, 3))
+        std = np.asarray(_CLIP_STD)
+        x = layers.Rescaling(1 / std, -np.asarray(_CLIP_MEAN) / std)(images)
+        x = tower.pre_norm(tower.embeddings(x))
+        for block in tower.encoder.resblocks:
+            x = block(x)
+        x = layers.Lambda(_first_token, output_shape=_first_token_shape)(x)
+        x = tower.image_projector(tower.post_norm(x))
+        *blocks, last = ([block] for block in tower.encoder.resblocks)
+        last += [tower.post_norm, tower.image_projector]
+        return keras.Model(images, x, name=tower.name), [*blocks, last]
+
+    return build
+
+
+@keras.saving.register_keras_serializable(package="dpmix_tf")
+def _first_token(x):
+    return x[:, 0]
+
+
+@keras.saving.register_keras_serializable(package="dpmix_tf")
+def _first_token_shape(shape):
+    return (shape[0], shape[2])
+
+
+def _downloaded(preset: str) -> str:
+    """Path of a KerasCV preset's weights."""
+    import kagglehub  # what KerasCV itself downloads presets with; slow to import
+
+    handle = keras_cv.models.CLIP.presets[preset]["kaggle_handle"]
+    try:
+        return kagglehub.model_download(
+            handle.removeprefix("kaggle://"), "model.weights.h5"
+        )
+    except Exception as error:  # whatever the transport raises
+        raise DPMixError(
+            f"The weights of {preset!r} cannot be downloaded "
+            f"({type(error).__name__}: {str(error)[:200]}). Without a network, give "
+            "the file with --config.network.weights=PATH."
+        ) from error
+
+
+class _Clip(keras.Model):
+    """One tower, where KerasCV's CLIP has it: for a weights file of both."""
+
+    def __init__(self, **tower):
+        super().__init__(name="clip")
+        for name, network in tower.items():
+            setattr(self, name, network)
+        self.built = True
+
+
+def _load_tower(tower: CLIPImageEncoder, path: str) -> None:
+    """Loads a weights file of KerasCV's CLIP, or of its image tower alone."""
+    whole = False
+    with contextlib.suppress(OSError), h5py.File(path) as file:
+        whole = "image_encoder" in file
+    load_weights(_Clip(image_encoder=tower) if whole else tower, path)
+
+
+def _convnext(application: Callable[..., keras.Model]):
+    """An encoder of keras.applications, which normalises for itself."""
+
+    def build(size, weights):
+        images = keras.Input((size, size, 3))
+        try:
+            network = application(
+                include_top=False,
+                weights="imagenet" if weights == "preset" else weights,
+                input_tensor=layers.Rescaling(255.0)(images),
+                pooling="avg",
+            )
+        except Exception as error:  # of the transport, of H5, of Keras
+            raise DPMixError(
+                f"{application.__name__} cannot be given the weights {weights!r} "
+                f"({type(error).__name__}: {str(error)[:200]}). Without a network, "
+                "give the file with --config.network.weights=PATH."
+            ) from error
+        blocks: dict[str, list[Any]] = {}
+        for layer in network.layers:  # "convnext_base_stage_0_block_0_..."
+            if "_block_" in layer.name:
+                name = "_".join(layer.name.split("_")[:6])
+            elif not blocks:
+                continue  # the stem
+            blocks.setdefault(name, []).append(layer)
+        return network, list(blocks.values())
+
+    return build
+
+
+class Encoder(NamedTuple):
+    """A published encoder.
+
+    Attributes:
+      size: height and width of its images, pixels.
+      build: (size; weights: a path, "preset" or None for random ones) -> network,
+        images in [0, 1] -> features; and its layers after the stem, in blocks.
+    """
+
+    size: int
+    build: Callable[[int, str | None], tuple[keras.Model, list[list[Any]]]]
+
+
+_VIT_B = {"width": 768, "num_layers": 12, "heads": 12, "output_dim": 512}
+ENCODERS = {
+    "clip_vit_b16": Encoder(
+        224, _clip(_VIT_B | {"patch_size": 16}, "clip-vit-base-patch16")
+    ),
+    "clip_vit_b32": Encoder(
+        224, _clip(_VIT_B | {"patch_size": 32}, "clip-vit-base-patch32")
+    ),
+    "convnext_base": Encoder(256, _convnext(keras.applications.ConvNeXtBase)),
+    "convnext_tiny": Encoder(224, _convnext(keras.applications.ConvNeXtTiny)),
+}
+
+
+def _from_file(path: str, size: int | None) -> tuple[keras.Model, list[list[Any]]]:
+    """A user's own encoder: network and blocks, as an Encoder builds them."""
+    if Path(path).is_dir():
+        return _from_saved_model(path, size), []
+    try:
+        network = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # whatever a file that is no model makes Keras raise
+        raise DPMixError(
+            f"network.encoder must be one of {', '.join(ENCODERS)}, or the path of a "
+            f".keras file or of a SavedModel; {path!r} does not load: "
+            f"{str(error)[:300]}"
+        ) from error
+    leaves = [
+        layer
+        for layer in network._flatten_layers(include_self=False)
+        if layer.weights and not layer._layers
+    ]
+    return network, [[layer] for layer in leaves]
+
+
+def _from_saved_model(path: str, size: int | None) -> keras.Model:
+    if size is None:
+        raise DPMixError(f"{path} is a SavedModel: give network.image_size, in pixels.")
+    images = keras.Input((size, size, 3))
+    try:
+        features = layers.TFSMLayer(path, call_endpoint="serving_default")(images)
+    except Exception as error:  # whatever a folder that is none makes Keras raise
+        raise DPMixError(
+            f"{path} is no SavedModel whose signature 'serving_default' takes float "
+            f"{size} x {size} RGB images: {str(error)[:300]}"
+        ) from error
+    if isinstance(features, dict):
+        if len(features) != 1:
+            raise DPMixError(
+                f"{path} has the outputs {sorted(features)}; expected one."
+            )
+        (features,) = features.values()
+    return keras.Model(images, features)
+
+
+def pretrained(
+    *,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    encoder: str,
+    weights: str | None = "preset",
+    sha256: str | None = None,
+    trainable: str = "head",
+    blocks: int = 1,
+    image_size: int | None = None,
+    text_embeddings: str | None = None,
+    name: str = "pretrained",
+) -> keras.Model:
+    """Builds an encoder trained on public images, with a linear head on its features.
+
+    The published setting trains the head alone (DP-Mix, section 4.2): the encoder then
+    runs once a view, outside the tape, in inference mode. What it was trained on counts
+    as public; if any of the private examples were among it, the guarantee is void.
+
+    Images are resized to the encoder's size and normalised as it expects here, after
+    views were made of them at the data's own size. Features are scaled to length
+    sqrt(d), so that each view weighs the same before clipping.
+
+    Args:
+      input_shape: (H, W, C), C = 1 or 3; values in [0, 1].
+      num_classes: number of logits.
+      encoder: a key of ENCODERS; or the path of a .keras file, RGB images in [0, 1] ->
+        features, normalising for itself; or of a SavedModel that does.
+      weights: for a key of ENCODERS: "preset" lets the library download the published
+        ones; the path of an H5 file (of KerasCV's CLIP or of its image tower, of
+        keras.applications without its top); or None, random ones: of use in tests only.
+      sha256: of the weights or the encoder's file, in hexadecimal; checked if given.
+      trainable: "head"; "last_blocks", the encoder's last `blocks` blocks too (of a
+        .keras file, layers with weights); or "all".
+      blocks: see trainable.
+      image_size: height and width the encoder sees, pixels; default its own.
+      text_embeddings: an .npy file, float [num_classes,d], such as `embed_texts` makes:
+        the head starts as CLIP's zero-shot classifier, which is public and so free.
+        Without it, at zero.
+      name: the Keras model's name.
+
+    Returns:
+      A functional Keras model, float32 [n,H,W,C] -> logits [n,num_classes].
+
+    Raises:
+      DPMixError: no such encoder, weights that cannot be had or are others, or a
+        BatchNormalization that would be trained (by validate_network).
+    """
+    if trainable not in _HOW_MUCH:
+        raise DPMixError(
+            f"network.trainable must be one of {', '.join(_HOW_MUCH)}; received: "
+            f"{trainable!r}."
+        )
+    found = weights_digest(encoder, weights)
+    if sha256 is not None and found != sha256:
+        raise DPMixError(
+            f"The weights' SHA-256 is {found}, expected {sha256}: another file. Put "
+            "the right one there, or start another run."
+        )
+    if encoder in ENCODERS:
+        size = image_size or ENCODERS[encoder].size
+        tower, parts = ENCODERS[encoder].build(size, weights)
+    else:
+        tower, parts = _from_file(encoder, image_size)
+    if trainable == "last_blocks" and not 1 <= blocks <= len(parts):
+        raise DPMixError(
+            f"network.blocks must be from 1 to {len(parts)}, which {encoder} has; "
+            f"received: {blocks}."
+        )
+    kept = {"head": [], "last_blocks": parts[-blocks:], "all": [[tower]]}[trainable]
+    _freeze_all_but(kept, tower)
+
+    inputs = keras.Input(input_shape, name="images")
+    x = _fit(inputs, tower, image_size)
+    front, rest = split_frozen_front(tower) if tower.trainable else (None, tower)
+    x = rest(x if front is None else front(x))
+    if len(x.shape) == 4:
+        x = layers.GlobalAveragePooling2D()(x)
+    width = x.shape[-1]
+    x = layers.UnitNormalization(dtype="float32")(x)
+    x = layers.Rescaling(width**0.5, dtype="float32")(x)
+    head = layers.Dense(
+        num_classes, kernel_initializer="zeros", dtype="float32", name="logits"
+    )
+    network = keras.Model(inputs, head(x), name=name)
+    if text_embeddings is not None:
+        head.kernel.assign(_zero_shot(text_embeddings, (num_classes, width)))
+    return network
+
+
+def weights_digest(encoder: str, weights: str | None = "preset", **_) -> str | None:
+    """SHA-256 of the file that `pretrained` would start from; None: no file is named.
+
+    Raises:
+      DPMixError: there is no such file.
+    """
+    if encoder in ENCODERS:
+        return None if weights in (None, "preset") else digest(weights)
+    if Path(encoder).exists():
+        return digest(encoder)
+    raise DPMixError(
+        f"network.encoder must be one of {', '.join(ENCODERS)}, or the path of a "
+        f".keras file or of a SavedModel; received: {encoder!r}, and there is no such "
+        "file."
+    )
+
+
+def _freeze_all_but(kept: list[list[Any]], tower: keras.Model) -> None:
+    inside = {id(part) for block in kept for a in block for part in a._flatten_layers()}
+    for layer in tower._flatten_layers():
+        if all(id(part) not in inside for part in layer._flatten_layers()):
+            layer.trainable = False
+
+
+def _fit(images, tower: keras.Model, image_size: int | None):
+    """Makes images of the data's size and channels into what the encoder takes."""
+    shape = tower.input_shape
+    given = (image_size, image_size) if image_size else (None, None)
+    size = shape[1:3] if isinstance(shape, tuple) and len(shape) == 4 else ()
+    size = tuple(own or asked for own, asked in zip(size, given, strict=False))
+    if len(size) != 2 or None in size or (image_size and size != given):
+        raise DPMixError(
+            f"The encoder takes inputs of shape {shape} and network.image_size is "
+            f"{image_size}; expected images, (None, H, W, C), of a size that one of "
+            "the two gives."
+        )
+    if tuple(images.shape[1:3]) != size:
+        # Not layers.Resizing, behind which nested models are called as in training.
+        images = keras.ops.image.resize(images, size, interpolation="bicubic")
+    if images.shape[3] != shape[3]:
+        if (images.shape[3], shape[3]) != (1, 3):
+            raise DPMixError(
+                f"The encoder takes images of {shape[3]} channels; the data's have "
+                f"{images.shape[3]}."
+            )
+        images = layers.Concatenate()([images] * 3)
+    return images
+
+
+def _zero_shot(path: str, shape: tuple[int, int]) -> np.ndarray:
+    """The head's kernel, [d,classes], of texts' embeddings, [classes,d], in a file."""
+    try:
+        texts = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DPMixError(f"{path} holds no array: {error}.") from error
+    if texts.shape != shape:
+        raise DPMixError(
+            f"{path} holds an array of shape {texts.shape}; expected one embedding a "
+            f"class, as wide as the encoder's features: {shape}."
+        )
+    texts = texts / np.linalg.norm(texts, axis=1, keepdims=True)
+    # CLIP's logits are 100 times the cosine; features here have length sqrt(d).
+    return np.float32(100.0 / shape[1] ** 0.5 * texts.T)
+
+
+_TEXT_TOWER = {
+    "transformer_width": 512,
+    "transformer_layers": 12,
+    "transformer_heads": 8,
+    "vocab_size": 49408,
+    "embed_dim": 512,
+    "context_length": 77,
+}
+
+
+def embed_texts(
+    texts: Sequence[str], *, weights: str, vocabulary: str | None = None
+) -> np.ndarray:
+    """Embeds texts, such as "a photo of a cat", by the text tower of CLIP ViT-B.
+
+    Saved with np.save, one a class in the data's order, they are `pretrained`'s
+    text_embeddings: the head starts as the zero-shot classifier.
+
+    Args:
+      texts: n of them.
+      weights: "preset" or the path of KerasCV's weights of both towers (H5).
+      vocabulary: path of CLIP's byte-pair vocabulary; default KerasCV downloads it.
+
+    Returns:
+      float32 [n,512].
+
+    Raises:
+      DPMixError: weights that cannot be had, or a text longer than 77 tokens.
+    """
+    tower = CLIPTextEncoder(**_TEXT_TOWER)
+    tower.build((None, tower.context_length))
+    if weights == "preset":
+        weights = _downloaded("clip-vit-base-patch16")
+    load_weights(_Clip(text_encoder=tower), weights)
+    encoded = [SimpleTokenizer(vocabulary).encode(text) for text in texts]
+    longest = max(map(len, encoded))
+    if longest > tower.context_length:
+        raise DPMixError(
+            f"A text is {longest} tokens long; CLIP reads {tower.context_length}."
+        )
+    tokens = np.array([code + [0] * (longest - len(code)) for code in encoded])
+    x = tower.token_embedding(tokens)
+    x += tower.positional_embedding(np.arange(longest))
+    # No token sees later ones. (The tower's own call adds 1 to their scores instead.)
+    later = np.triu(np.full((longest, longest), -1e9, np.float32), k=1)
+    x = tower.ln_final(tower.encoder(x, causal_attention_mask=later))
+    ends = np.array([len(code) - 1 for code in encoded])
+    return np.asarray(tower.text_projector(tf.gather(x, ends, batch_dims=1)))
