@@ -5,12 +5,13 @@ PYTHON ?= $(shell for candidate in python3.11 python3.10 python3 python; do \
 RUN := .venv/bin/python
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint bench faults museum clean
+.PHONY: demo test lint bench faults report museum clean
 
 demo: $(INSTALLED)
 	$(RUN) bin/train.py --config=configs/digits.py --workdir=runs/demo/first
 	$(RUN) bin/generate_pool.py --config=configs/digits_diff.py
-	$(RUN) bin/experiment.py --config=configs/digits_diff.py --workdir=runs/demo/arms \
+	$(RUN) bin/experiment.py --config=configs/experiments/digits_arms.py \
+		--config.epsilons="(8.0,)" --config.seeds=1 --workdir=runs/demo/arms \
 		--arms=dp_sgd,self_aug_16,dp_mix_self,dp_mix_diff --jobs=2
 
 test: $(INSTALLED)
@@ -29,6 +30,14 @@ bench: $(INSTALLED)
 # Half an hour: kills, full disks, damaged checkpoints.
 faults: $(INSTALLED)
 	$(RUN) -m tests.fault_harness --output=docs/faults.md
+
+# Three quarters of an hour.
+report: $(INSTALLED)
+	$(RUN) bin/generate_pool.py --config=configs/digits_diff.py
+	$(RUN) bin/experiment.py --config=configs/experiments/digits_arms.py \
+		--workdir=runs/digits_arms --jobs=2
+	mkdir -p docs/digits_arms
+	cp runs/digits_arms/report.md runs/digits_arms/*.png docs/digits_arms/
 
 museum: $(INSTALLED)
 	$(RUN) -m tests.museum.table docs/museum.md

@@ -39,6 +39,7 @@ setup(
             "hypothesis==6.168.5",
             "kymatio==0.3.0",  # what scattering features are compared with
             "mypy==2.4.1",
+            "playwright==1.63.0",  # opens a report where Chromium is installed
             "psutil==7.2.2",  # the benchmarks say what machine they ran on
             "pytest==9.1.1",
             "ruff==0.17.5",

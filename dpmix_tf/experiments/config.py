@@ -17,6 +17,7 @@ def default_experiment(base: ConfigDict, arms: Mapping[str, Any]) -> ConfigDict:
     config.title = "Experiment"
     config.base = base
     config.arms = ConfigDict({name: dict(fields) for name, fields in arms.items()})
+    config.order = tuple(arms)  # of arms in tables: ConfigDict sorts names
     config.epsilons = (8.0,)  # of base.privacy.epsilon
     config.seeds = 5  # 1, 2, ... in every arm: for comparing, not for releasing
     config.baseline = next(iter(arms))  # arm that the others are compared with

@@ -1,5 +1,470 @@
-"""Tables and pictures of an experiment."""
+"""What an experiment found: report.md, report.html and their pictures."""
+
+import statistics as builtin
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dpmix_tf.data import load_dataset
+from dpmix_tf.experiments import pictures
+from dpmix_tf.experiments.document import (
+    Bullets,
+    Document,
+    Heading,
+    Picture,
+    Table,
+    Text,
+    write_html,
+    write_markdown,
+)
+from dpmix_tf.experiments.statistics import paired_difference, standard_error
+from dpmix_tf.experiments.study import Run, Study
+from dpmix_tf.privacy import accounting
+from dpmix_tf.training.trainer import load_pool
+from dpmix_tf.training.workdir import read_json
+from dpmix_tf.views import make_views
+from dpmix_tf.views.preview import draw_views
+
+Record = dict[str, Any]
+_AVERAGED, _LAST = "test_accuracy_ema", "test_accuracy"
 
 
-def write_report(study, records, root):
-    """Later."""
+def write_report(study: Study, records: Sequence[Record], root: Path) -> Path:
+    """Writes report.md, report.html and the pictures into the experiment's folder.
+
+    Args:
+      study: the experiment.
+      records: lines of results.jsonl.
+      root: the experiment's folder.
+
+    Returns:
+      The path of report.html.
+
+    Raises:
+      DPMixError: a file cannot be written.
+    """
+    report = _Report(study, records, Path(root))
+    document = report.document()
+    write_markdown(document, report.root)
+    return write_html(document, report.root)
+
+
+class _Report:
+    def __init__(self, study: Study, records: Sequence[Record], root: Path):
+        self.study, self.root = study, root
+        self.config = study.config
+        self.failed = [r for r in records if r["status"] == "failed"]
+        done = [r for r in records if r["status"] == "done"]
+        self.trials = [r for r in done if r["tuning"]]
+        self.runs = [r for r in done if not r["tuning"]]
+        self.arms = [a for a in study.arms if any(r["arm"] == a for r in self.runs)]
+        self.epsilons = [
+            e for e in study.epsilons if any(r["epsilon"] == e for r in self.runs)
+        ]
+
+    def document(self) -> Document:
+        if not self.runs:
+            return [
+                Heading(self.config.title, 1),
+                Text("No run has finished."),
+                *self._failures(),
+            ]
+        return [
+            Heading(self.config.title, 1),
+            *self._what_was_run(),
+            *self._accuracy(),
+            *self._differences(),
+            *self._published(),
+            *self._ablations(),
+            *self._curves(),
+            *self._cost(),
+            *self._classes(),
+            *self._views(),
+            *self._tuning(),
+            *self._failures(),
+            *self._versions(),
+        ]
+
+    def _of(self, arm: str, epsilon: float) -> list[Record]:
+        """The finished runs, by seed."""
+        found = [r for r in self.runs if (r["arm"], r["epsilon"]) == (arm, epsilon)]
+        return sorted(found, key=lambda record: record["seed"])
+
+    def _values(self, arm: str, epsilon: float, metric: str) -> list[float]:
+        """Accuracies in percent, by seed."""
+        return [100 * record["final"][metric] for record in self._of(arm, epsilon)]
+
+    def _what_was_run(self) -> Document:
+        config = self.runs[0]["config"]
+        privacy, plan = config["privacy"], self.runs[0]["plan"]
+        seeds = sorted({record["seed"] for record in self.runs})
+        pairs = len(self.arms) * len(self.epsilons)
+        text = (
+            f"{len(self.runs)} runs of {pairs * len(self.study.seeds)} asked for: "
+            f"{len(self.arms)} arms at epsilon {_listed(self.epsilons)} "
+            f"(delta = {plan['delta']:g}), seeds {seeds[0]} to {seeds[-1]}, the same "
+            "in every arm. "
+            f"{config['data']['name']}, {plan['num_examples']} training examples; "
+            f"network {_words(config['network'])}; {privacy['updates']} updates of "
+            f"{privacy['expected_batch_size']} examples expected, clip norm "
+            f"{privacy['clip_norm']:g}. Test accuracy is of the last update's weights, "
+            "or of the averaged weights (EMA) then; never the best one on the way."
+        )
+        rows = []
+        for arm in self.arms:
+            record = next(r for r in self.runs if r["arm"] == arm)
+            views = record["config"]["views"]
+            base = self.config.base.views.to_dict()
+            changed = {k: v for k, v in views.items() if v != base[k]}
+            rows.append([arm, str(record["views_per_example"]), _words(changed)])
+        table = Table(["arm", "views an example", "differs from the base config"], rows)
+        return [Text(text), table]
+
+    def _accuracy(self) -> Document:
+        lines = {}
+        for arm in self.arms:
+            epsilons = [e for e in self.epsilons if self._of(arm, e)]
+            values = [self._values(arm, e, _AVERAGED) for e in epsilons]
+            lines[arm] = (
+                epsilons,
+                [builtin.mean(v) for v in values],
+                [standard_error(v) or 0.0 for v in values],
+            )
+        picture = pictures.draw_lines(
+            lines,
+            x="epsilon",
+            y="test accuracy, averaged weights (percent)",
+            log_x=True,
+        )
+        return [
+            Heading("Accuracy"),
+            Picture("accuracy", picture, "Test accuracy against epsilon, by arm"),
+            Text("Bars are standard errors over the seeds."),
+            Text("Averaged weights, percent, mean (standard error):"),
+            self._accuracy_table(_AVERAGED),
+            Text("Last update's weights:"),
+            self._accuracy_table(_LAST),
+        ]
+
+    def _accuracy_table(self, metric: str) -> Table:
+        rows = [
+            [arm, *(_mean(self._values(arm, e, metric)) for e in self.epsilons)]
+            for arm in self.arms
+        ]
+        return Table(["arm", *(f"epsilon {e:g}" for e in self.epsilons)], rows)
+
+    def _differences(self) -> Document:
+        baseline = self.config.baseline
+        sentences = []
+        for epsilon in self.epsilons:
+            theirs = {r["seed"]: r for r in self._of(baseline, epsilon)}
+            for arm in self.arms:
+                mine = {r["seed"]: r for r in self._of(arm, epsilon)}
+                seeds = sorted(mine.keys() & theirs.keys())
+                if arm == baseline or not seeds:
+                    continue
+                found = paired_difference(
+                    *([_percent(runs[s]) for s in seeds] for runs in (mine, theirs))
+                )
+                sentences.append(
+                    f"epsilon {epsilon:g}: {found.sentence(arm, baseline)}"
+                )
+        if not sentences:
+            return []
+        return [
+            Heading(f"Against {baseline}"),
+            Text(
+                "Averaged weights; differences of runs with the same seed. Intervals "
+                "are each one's own: of twenty arms that do nothing, one would be "
+                "called resolved. Of three pairs they hold the truth three times in "
+                "four only."
+            ),
+            Bullets(sentences),
+        ]
+
+    def _published(self) -> Document:
+        if not self.config.published:
+            return []
+        rows = [
+            [
+                arm,
+                f"{epsilon:g}",
+                _mean(self._values(arm, float(epsilon), _AVERAGED)) or "not run",
+                str(figure),
+                source,
+            ]
+            for arm, epsilon, figure, source in self.config.published
+        ]
+        header = ["arm", "epsilon", "here", "published", "source"]
+        return [Heading("Published numbers"), Table(header, rows)]
+
+    def _ablations(self) -> Document:
+        document: Document = []
+        for field, arms in self.config.ablations:
+            lines = {}
+            for epsilon in self.epsilons:
+                points = [
+                    (_field(self._of(arm, epsilon)[0]["config"], field), values)
+                    for arm in arms
+                    if (values := self._values(arm, epsilon, _AVERAGED))
+                ]
+                points.sort(key=lambda point: point[0])
+                lines[f"epsilon {epsilon:g}"] = (
+                    [place for place, _ in points],
+                    [builtin.mean(values) for _, values in points],
+                    [standard_error(values) or 0.0 for _, values in points],
+                )
+            picture = pictures.draw_lines(
+                lines, x=field, y="test accuracy, averaged weights (percent)"
+            )
+            name = "over_" + field.rpartition(".")[2]
+            document.append(Picture(name, picture, f"Test accuracy against {field}"))
+        return [Heading("Ablations"), *document] if document else []
+
+    def _curves(self) -> Document:
+        epsilon = self.epsilons[-1]
+        lines = {}
+        for arm in self.arms:
+            curves = [
+                {e["updates"]: e["validation_accuracy_ema"] for e in record["curve"]}
+                for record in self._of(arm, epsilon)
+                if record["curve"] and "validation_accuracy_ema" in record["curve"][-1]
+            ]
+            shared = sorted(set.intersection(*map(set, curves))) if curves else []
+            if shared:
+                means = [100 * builtin.mean(c[u] for c in curves) for u in shared]
+                lines[arm] = (shared, means, None)
+        if not lines:
+            return []
+        picture = pictures.draw_lines(
+            lines,
+            x="updates",
+            y="validation accuracy, averaged weights (percent)",
+            title=f"epsilon = {epsilon:g} at the end",
+        )
+        return [
+            Heading("Training"),
+            Picture("training", picture, "Validation accuracy during training"),
+        ]
+
+    def _cost(self) -> Document:
+        per_update: dict[str, float] = {}
+        rows = []
+        for arm in self.arms:
+            costs = []
+            for record in self.runs:
+                folder = self.root / _run_of(record).name
+                if record["arm"] == arm and (folder / "cost.json").exists():
+                    costs.append(read_json(folder / "cost.json"))
+            updates = sum(cost["updates"] for cost in costs)
+            if updates:
+                per_update[arm] = sum(cost["seconds"] for cost in costs) / updates
+        for arm, seconds in per_update.items():
+            record = next(r for r in self.runs if r["arm"] == arm)
+            plan, views = record["plan"], record["views_per_example"]
+            batch = plan["expected_batch_size"]
+            relative = seconds / per_update.get("dp_sgd", float("nan"))
+            clipped = batch / (record["config"]["views"]["microbatch"] or 1)
+            noise = plan["noise_multiplier"] * plan["sensitivity"] / clipped
+            rows.append(
+                [
+                    arm,
+                    f"{seconds * plan['updates']:.0f}",
+                    f"{views * batch / seconds:,.0f}".replace(",", ""),
+                    f"{relative:.2f}" if relative == relative else "-",
+                    f"{noise:.4f}",
+                ]
+            )
+        if not rows:
+            return []
+        header = [
+            "arm",
+            "seconds a run",
+            "views a second",
+            "time / dp_sgd's",
+            f"noise a clipped term, epsilon {self.epsilons[0]:g}",
+        ]
+        return [
+            Heading("Cost"),
+            Text(
+                "Time is of training with its evaluations, on processors that the "
+                "runs shared. Noise is its standard deviation in clip norms, over the "
+                "number of clipped terms expected in a batch: what each has to be "
+                "heard through."
+            ),
+            Table(header, rows),
+        ]
+
+    def _classes(self) -> Document:
+        if not self.config.class_accuracy:
+            return []
+        epsilon, key = self.epsilons[-1], f"{_AVERAGED}_by_class"
+        rows = {}
+        for arm in self.arms:
+            found = [record["final"].get(key) for record in self._of(arm, epsilon)]
+            by_class = list(zip(*(values for values in found if values), strict=True))
+            if by_class:
+                rows[arm] = [
+                    100 * builtin.mean(v) if None not in v else float("nan")
+                    for v in by_class
+                ]
+        if not rows or len(next(iter(rows.values()))) > 20:
+            return []
+        classes = self._dataset().class_names
+        return [
+            Heading("By class"),
+            Text(
+                f"Test accuracy in percent at epsilon = {epsilon:g}, averaged weights, "
+                "mean over the seeds."
+            ),
+            Picture(
+                "classes",
+                pictures.draw_classes(rows, classes),
+                "Test accuracy by class and arm",
+            ),
+        ]
+
+    def _dataset(self):
+        return load_dataset(**self.config.base.data.to_dict())
+
+    def _views(self) -> Document:
+        """One example's views, by the arm that mixes the most."""
+        if not self.config.show_views:
+            return []
+        arm = max(
+            (a for a in self.arms if not a.startswith("naive")),
+            key=self.study.views_per_example,
+            default=None,
+        )
+        if arm is None:
+            return []
+        config = self.study.run_config(arm, 1.0, 1)
+        dataset = self._dataset()
+        maker = make_views(config.views.to_dict(), load_pool(config, dataset))
+        images, labels = dataset.train.read([0])
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "views.png"
+            draw_views(
+                maker, images[0], int(labels[0]), dataset.class_names, seed=0, path=path
+            )
+            png = path.read_bytes()
+        return [
+            Heading("Views"),
+            Picture("views", png, f"The views that {arm} makes of one example"),
+        ]
+
+    def _tuning(self) -> Document:
+        if not self.trials:
+            return []
+        count = len(self.study.trials())
+        rows = []
+        for arm, epsilon in self.study.groups():
+            found = self._of(arm, epsilon)
+            trials = [
+                t for t in self.trials if (t["arm"], t["epsilon"]) == (arm, epsilon)
+            ]
+            if not found or not trials:
+                continue
+            plan = found[0]["plan"]
+            total = accounting.tuning_epsilon(
+                noise_multiplier=plan["noise_multiplier"],
+                sampling_probability=plan["sampling_probability"],
+                updates=plan["updates"],
+                delta=plan["delta"],
+                trials=count,
+            )
+            tried = ", ".join(
+                f"{_words(t['tuned'])}: {100 * t['curve'][-1][_VALIDATION]:.2f}"
+                for t in trials
+            )
+            rows.append(
+                [arm, f"{epsilon:g}", _words(found[0]["tuned"]), tried, f"{total:.2f}"]
+            )
+        return [
+            Heading("Tuning"),
+            Text(
+                f"Each arm at each epsilon had a budget of {count} trials, "
+                f"{self.config.tuning_seeds} seed(s) each, chosen by the validation "
+                "accuracy of the averaged weights; no test image was looked at. "
+                "Training several times on the same examples costs privacy, which the "
+                "epsilons above do not count. The last column is what the choice alone "
+                "would cost if the number of trials were drawn from a geometric "
+                f"distribution of mean {count} (Papernot and Steinke 2022), by Renyi "
+                "accounting."
+            ),
+            Table(
+                [
+                    "arm",
+                    "epsilon",
+                    "chosen",
+                    "validation accuracy (percent)",
+                    "epsilon with the choice",
+                ],
+                rows,
+            ),
+        ]
+
+    def _failures(self) -> Document:
+        if not self.failed:
+            return []
+        return [
+            Heading("Failed runs"),
+            Bullets(
+                [
+                    f"{r['arm']}, epsilon {r['epsilon']:g}, seed {r['seed']}: "
+                    f"{r['error']}"
+                    for r in self.failed
+                ]
+            ),
+        ]
+
+    def _versions(self) -> Document:
+        found = {tuple(sorted(r["software"].items(), key=str)) for r in self.runs}
+        lines = [
+            ", ".join(f"{name} {value}" for name, value in one) for one in sorted(found)
+        ]
+        return [Heading("Made with"), Bullets(lines)]
+
+
+_VALIDATION = "validation_accuracy_ema"
+
+
+def _run_of(record: Record) -> Run:
+    trial = tuple(record["tuned"].items())
+    return Run(
+        record["arm"], record["epsilon"], record["seed"], trial, record["tuning"]
+    )
+
+
+def _percent(record: Record) -> float:
+    return 100 * record["final"][_AVERAGED]
+
+
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    error = standard_error(values)
+    return f"{builtin.mean(values):.2f}" + (f" ({error:.2f})" if error else "")
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _words(fields: dict[str, Any]) -> str:
+    return (
+        ", ".join(
+            value if name == "name" else f"{name.rpartition('.')[2]} = {value}"
+            for name, value in fields.items()
+            if value is not None
+        )
+        or "-"
+    )
+
+
+def _field(config: dict[str, Any], name: str) -> Any:
+    value: Any = config
+    for key in name.split("."):
+        value = value[key]
+    return value

@@ -113,7 +113,7 @@ class Runner:
         """The test runs of a group, once its trials are through; [] before."""
         trials = self.study.tuning_runs(arm, epsilon)
         if not trials:
-            return self.study.test_runs(arm, epsilon, ())
+            return self.study.test_runs(arm, epsilon, self.study.trials()[0])
         records = [self._records.get(run) for run in trials]
         if None in records:
             return []

@@ -18,6 +18,7 @@ _FIRST_TUNING_SEED = 1_000_001
 # May change between two calls on the same folder: they add runs, or words.
 _OPEN = (
     "title",
+    "order",
     "epsilons",
     "seeds",
     "baseline",
@@ -70,7 +71,7 @@ class Study:
 
     def __init__(self, config: ConfigDict, arms: tuple[str, ...] | None = None):
         self.config = config
-        known = tuple(config.arms)
+        known = tuple(arm for arm in config.order if arm in config.arms)
         self.arms = known if arms is None else tuple(arms)
         unknown = [arm for arm in self.arms if arm not in known]
         if unknown or not self.arms or not config.epsilons or config.seeds < 1:
@@ -118,8 +119,8 @@ class Study:
         ]
 
     def tuning_runs(self, arm: str, epsilon: float) -> list[Run]:
-        """The trials of an arm at an epsilon; none where nothing is tuned."""
-        if not self.config.tune:
+        """The trials of an arm at an epsilon; none where there is nothing to choose."""
+        if len(self.trials()) < 2:
             return []
         seeds = range(self.config.tuning_seeds)
         return [

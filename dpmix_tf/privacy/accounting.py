@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import dp_accounting
 import numpy as np
-from dp_accounting import pld, rdp
+from dp_accounting import dp_event, pld, rdp
 from scipy import optimize
 
 from dpmix_tf.errors import DPMixError
@@ -81,6 +81,35 @@ def _event(
     if sampling_probability < 1:
         return dp_accounting.PoissonSampledDpEvent(sampling_probability, event)
     return event
+
+
+def tuning_epsilon(
+    *,
+    noise_multiplier: float,
+    sampling_probability: float,
+    updates: int,
+    delta: float,
+    trials: int,
+) -> float:
+    """Returns epsilon of publishing the best of several trainings on the same examples.
+
+    For a number of trainings that is itself drawn, from a geometric distribution with
+    mean `trials` (Papernot and Steinke 2022, theorem 2 with eta = 1); a number fixed
+    beforehand has no better bound known than adding them up. By Renyi divergences.
+
+    Args:
+      noise_multiplier: of each training, as the next three.
+      sampling_probability: q in (0, 1].
+      updates: number of updates.
+      delta: in (0, 1), of the whole.
+      trials: mean number of trainings, above 1.
+    """
+    one = dp_accounting.SelfComposedDpEvent(
+        _event(noise_multiplier, sampling_probability), updates
+    )
+    ledger = rdp.RdpAccountant()
+    ledger.compose(dp_event.RepeatAndSelectDpEvent(one, mean=trials, shape=1))
+    return float(ledger.get_epsilon(delta))
 
 
 @functools.lru_cache(maxsize=512)

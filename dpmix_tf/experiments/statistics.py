@@ -1,0 +1,83 @@
+"""Means, their errors, and differences between arms whose seeds are shared."""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+_LEVEL = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Of two arms' accuracies over the same seeds.
+
+    Attributes:
+      mean: first minus second, in the values' unit.
+      low, high: ends of the interval; None of fewer than two pairs.
+      pairs: how many seeds both have.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    pairs: int
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low is not None and (self.low > 0 or self.high < 0)
+
+    def sentence(self, arm: str, baseline: str) -> str:
+        """Says it in words; of accuracies in percent."""
+        where = "above" if self.mean > 0 else "below"
+        text = f"{arm} is {abs(self.mean):.2f} points {where} {baseline}"
+        if self.low is None:
+            return f"{text}; one pair of runs says nothing about chance."
+        text += (
+            f" (95 % interval {self.low:+.2f} to {self.high:+.2f}, {self.pairs} pairs)"
+        )
+        return text + (": resolved." if self.resolved else ": not resolved.")
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean; None of fewer than two values."""
+    if len(values) < 2:
+        return None
+    return float(np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Compares two arms, seed by seed.
+
+    The interval is a bootstrap's over the pairs, by percentiles that are moved out as
+    far as Student's t lies outside the normal distribution (Hesterberg 2015, section
+    5.3): plain percentiles are much too narrow for a handful of seeds. Of 3 pairs even
+    these hold the truth three times in four only: they end at the extremes seen.
+
+    Args:
+      first: [n], of the seeds in order.
+      second: [n], of the same seeds.
+    """
+    differences = np.subtract(first, second).astype(float)
+    count, mean = len(differences), float(np.mean(differences))
+    if count < 2:
+        return Difference(mean, None, None, count)
+    student = stats.t.ppf((1 + _LEVEL) / 2, count - 1)
+    tail = stats.norm.cdf(-math.sqrt(count / (count - 1)) * student)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # all differences alike: the interval is a point
+        interval = stats.bootstrap(
+            (differences,),
+            np.mean,
+            n_resamples=20_000,
+            confidence_level=max(1 - 2 * tail, 0.0),
+            method="percentile",
+            random_state=np.random.default_rng(0),
+        ).confidence_interval
+    return Difference(mean, float(interval.low), float(interval.high), count)

@@ -1,0 +1,188 @@
+"""Experiments as their command runs them: killed, resumed, broken, reported."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import ROOT
+
+CONFIG = f"--config={ROOT}/tests/experiments/tiny.py"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def command(workdir, kind="good", *more):
+    return [
+        sys.executable,
+        str(ROOT / "bin" / "experiment.py"),
+        f"{CONFIG}:{kind}",
+        f"--workdir={workdir}",
+        "--jobs=2",
+        *more,
+    ]
+
+
+def run(*arguments):
+    return subprocess.run(
+        command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experiment") / "x"
+    done = run(folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done
+
+
+def records(folder):
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def wait_for(condition, seconds=120):
+    for _ in range(seconds * 10):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it never came to that")
+
+
+@pytest.mark.slow
+def test_arms_are_tuned_on_validation_trained_and_recorded(finished):
+    folder, done = finished
+    found = records(folder)
+    assert [r["tuning"] for r in found] == [True] * 4 + [False] * 4
+    for arm in ("plain", "mixed"):
+        trials = [r for r in found if r["arm"] == arm and r["tuning"]]
+        best = max(trials, key=lambda r: r["curve"][-1]["validation_accuracy_ema"])
+        for record in (r for r in found if r["arm"] == arm and not r["tuning"]):
+            assert record["tuned"] == best["tuned"]
+            rate = record["config"]["optimizer"]["learning_rate"]
+            assert rate == best["tuned"]["optimizer.learning_rate"]
+            assert record["final"]["updates"] == 12
+            assert record["plan"]["updates"] == 12
+            assert len(record["final"]["test_accuracy_ema_by_class"]) == 10
+            assert [e["updates"] for e in record["curve"]] == [6, 12]
+            assert record["software"]["tensorflow"]
+        assert all(r["final"] is None for r in trials)  # the test set stays unseen
+    assert "8/8" in done.stderr and "ETA" in done.stderr
+
+
+@pytest.mark.slow
+def test_killed_twice_it_finds_what_an_uninterrupted_one_does(finished, tmp_path):
+    whole, _ = finished
+    folder = tmp_path / "x"
+
+    def seen(part, count):
+        return lambda: len(list(folder.glob(f"{part}/**/run/privacy.json"))) >= count
+
+    with open(tmp_path / "log", "w") as log:
+        first = subprocess.Popen(command(folder), cwd=ROOT, stderr=log)
+        wait_for(seen("tuning", 1))
+        first.kill()
+        first.wait()
+        # The runs that it left behind stop by themselves; this one waits for them.
+        second = subprocess.Popen(command(folder), cwd=ROOT, stderr=log)
+        wait_for(seen("runs", 1))
+        second.send_signal(signal.SIGTERM)
+        assert second.wait(timeout=60) == 130
+    last = run(folder)
+    assert last.returncode == 0, last.stderr[-3000:]
+    assert (folder / "results.jsonl").read_bytes() == (
+        whole / "results.jsonl"
+    ).read_bytes()
+    again = run(folder)
+    assert again.returncode == 0 and "1/8" not in again.stderr
+
+
+@pytest.mark.slow
+def test_broken_arms_say_why_and_do_not_stop_the_others(tmp_path):
+    done = run(tmp_path, "broken")
+    assert done.returncode == 1
+    by_arm = {r["arm"]: r for r in records(tmp_path)}
+    good = {"plain", "mixed", "third"}
+    assert {arm for arm, r in by_arm.items() if r["status"] == "done"} == good
+    assert "views.bass" in by_arm["misspelt"]["error"]
+    assert "does not build" in by_arm["impossible"]["error"]
+    assert "base must be" in by_arm["refused"]["error"]
+    for arm in ("misspelt", "impossible", "refused"):
+        assert "Traceback" not in by_arm[arm]["error"]
+        assert f"failed: {arm} epsilon=8 seed=1: " in done.stderr
+    report = (tmp_path / "report.md").read_text()
+    assert "3 runs of 6" in report or "3 runs of 3" in report
+    assert report.count("misspelt") == 1  # among the failed
+
+
+@pytest.mark.slow
+def test_the_report_holds_every_figure_of_the_results(finished):
+    folder, _ = finished
+    text = (folder / "report.md").read_text()
+    for arm in ("plain", "mixed"):
+        values = [
+            100 * r["final"]["test_accuracy_ema"]
+            for r in records(folder)
+            if r["arm"] == arm and not r["tuning"]
+        ]
+        assert f"| {arm} | {sum(values) / 2:.2f} (" in text
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert set(pictures) == {
+        "accuracy.png",
+        "training.png",
+        "classes.png",
+        "views.png",
+        "over_base.png",
+    }
+    assert all((folder / name).stat().st_size > 3000 for name in pictures)
+    assert "mixed is " in text and "resolved." in text
+    assert "| plain | 8 | " in text and "99.9 (.1)" in text  # published beside ours
+    assert "Papernot" in text and "tensorflow 2" in text
+    html = (folder / "report.html").read_text()
+    assert html.count("data:image/png;base64,") == len(pictures)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", html)
+
+
+def chromium():
+    given = os.environ.get("DPMIX_CHROMIUM")
+    return given or next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(chromium() is None, reason="needs Chromium, or DPMIX_CHROMIUM")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_opens_in_chromium(finished, width):
+    """Without an error or a missing picture; no wider than the screen; sorted."""
+    from playwright.sync_api import sync_playwright
+
+    folder, _ = finished
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=chromium(), args=["--no-sandbox", "--no-zygote"]
+        )
+        page = browser.new_page(viewport={"width": width, "height": 844})
+        errors = []
+        page.on("console", lambda m: m.type == "error" and errors.append(m.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda r: r.url[:4] == "http" and errors.append(r.url))
+        page.goto(f"file://{folder}/report.html")
+        assert page.title() == "Tiny"
+        images = page.evaluate(
+            "[...document.images].map(i => i.complete && i.naturalWidth > 100)"
+        )
+        assert len(images) == 5 and all(images)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        column = "[...document.querySelectorAll('table')[1].tBodies[0].rows].map("
+        column += "row => parseFloat(row.cells[1].textContent))"
+        for reverse in (False, True):
+            page.locator("table").nth(1).locator("th button").nth(1).click()
+            values = page.evaluate(column)
+            assert values == sorted(values, reverse=reverse) and len(values) == 2
+        browser.close()
+    assert not errors
