@@ -18,7 +18,7 @@ def get_config():
     base.data.validation_fraction = 0.1
     base.views.augment = "crop_flip"
     base.privacy.expected_batch_size = 512
-    base.privacy.updates = 30
+    base.privacy.updates = 20
     base.run.evaluate_every = 10
     base.run.checkpoint_every = 10
     config = default_experiment(
@@ -31,7 +31,7 @@ def get_config():
     config.title = "Self-Aug and DP-Mix_Self on CIFAR-10's scattering features"
     config.epsilons = (3.0, 8.0)
     config.seeds = 3
-    config.tune.update({"optimizer": {"learning_rate": (0.25, 0.5)}})
+    config.tune.update({"optimizer": {"learning_rate": (0.5, 1.0)}})
     config.equal_compute = ("self_aug_8", "dp_mix_self")
     config.show_views = True
     return config

@@ -350,5 +350,5 @@ def _progress_of(workdir: Path) -> tuple[str, str]:
         seen = []
     if not seen:
         return "-", "-"
-    accuracy = seen[-1].get(_CHOSEN_BY)
+    accuracy = next((e[_CHOSEN_BY] for e in seen[::-1] if _CHOSEN_BY in e), None)
     return str(seen[-1]["updates"]), f"{accuracy:.2%}" if accuracy else "-"
