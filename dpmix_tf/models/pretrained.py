@@ -276,6 +276,7 @@ def pretrained(
         num_classes, kernel_initializer="zeros", dtype="float32", name="logits"
     )
     network = keras.Model(inputs, head(x), name=name)
+    network.public_weights = True  # for the statement of the guarantee
     if text_embeddings is not None:
         head.kernel.assign(_zero_shot(text_embeddings, (num_classes, width)))
     return network

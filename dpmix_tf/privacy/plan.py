@@ -190,6 +190,7 @@ class PrivacyPlan:
         *,
         assume_poisson: bool = False,
         public_pool: bool = False,
+        public_weights: bool = False,
         seed_chosen: bool = False,
     ) -> str:
         """Says in plain words what the guarantee is, assumes and does not cover.
@@ -199,6 +200,7 @@ class PrivacyPlan:
           assume_poisson: the batches came from the user, who says that they were
             Poisson-sampled; the statement then says that nobody checked.
           public_pool: synthetic images were mixed in.
+          public_weights: training started from pretrained weights.
           seed_chosen: the user chose the seed.
         """
         updates = self.updates if updates is None else int(updates)
@@ -246,6 +248,12 @@ class PrivacyPlan:
                 " The pool of synthetic images is taken as public: it must not have "
                 "been made from, or chosen by looking at, the private examples."
                 if public_pool
+                else ""
+            )
+            + (
+                " The pretrained weights that training started from are taken as "
+                "public: none of the private examples may have been trained on."
+                if public_weights
                 else ""
             )
             + (

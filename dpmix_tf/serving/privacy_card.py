@@ -11,6 +11,7 @@ import jsonschema
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_text_atomic
+from dpmix_tf.models.pretrained import ENCODERS
 from dpmix_tf.privacy import PrivacyPlan
 from dpmix_tf.privacy.plan import ADJACENCY, NOT_COVERED, round_up
 
@@ -46,7 +47,7 @@ def make_card(
     plan = PrivacyPlan(**metadata["plan"])
     epsilon = plan.epsilon(updates_spent)
     seed_chosen = config["seed"] is not None
-    network, views = dict(config["network"]), dict(config["views"])
+    network, views = _without_paths(config["network"]), dict(config["views"])
     accuracy = "test_accuracy_ema" if weights == "ema" else "test_accuracy"
     evaluated = final is not None and final["updates"] == metadata["updates"]
     return {
@@ -83,15 +84,29 @@ def make_card(
         },
         "views": {"views_per_example": metadata["views_per_example"], **views},
         "public_pool_sha256": metadata["pool_digest"],
+        "public_weights": config["network"]["name"] == "pretrained",
+        "public_weights_sha256": config["network"].get("sha256"),
         "test_accuracy": (final or {}).get(accuracy) if evaluated else None,
         "not_covered": list(NOT_COVERED),
         "software": metadata["software"],
         "statement": plan.statement(
             updates_spent,
             public_pool=metadata["pool_digest"] is not None,
+            public_weights=config["network"]["name"] == "pretrained",
             seed_chosen=seed_chosen,
         ),
     }
+
+
+def _without_paths(network: dict[str, Any]) -> dict[str, Any]:
+    """A network's arguments; where a user's files lie is nobody else's business."""
+    network = dict(network)
+    if network["name"] == "pretrained":
+        for name in ("weights", "text_embeddings"):
+            network.pop(name, None)
+        if network["encoder"] not in ENCODERS:
+            network["encoder"] = "a file"
+    return network
 
 
 @functools.cache
@@ -184,6 +199,9 @@ def to_markdown(card: dict[str, Any]) -> str:
         "public pool": f"SHA-256 {card['public_pool_sha256']}"
         if card["public_pool_sha256"]
         else "none",
+        "pretrained weights": f"SHA-256 {card['public_weights_sha256']}"
+        if card["public_weights_sha256"]
+        else ("downloaded by Keras" if card["public_weights"] else "none"),
         "network": f"{model['network']}, {model['parameters']:,} parameters, "
         + ("averaged" if model["weights"] == "ema" else "last update's")
         + f" weights after update {model['after_update']:,}",

@@ -41,6 +41,8 @@ def add_signatures(
     """
     # In memory: a SavedModel keeps the path that an asset came from.
     names_file = "ram://dpmix_tf/class_names.txt"
+    if tf.io.gfile.exists(names_file):  # of an earlier export; "w" would append to it
+        tf.io.gfile.remove(names_file)
     with tf.io.gfile.GFile(names_file, "w") as file:
         file.write("".join(f"{name}\n" for name in class_names))
     names = tf.lookup.StaticHashTable(

@@ -116,6 +116,7 @@ class DPMixModel(keras.Model):
         self.chunk_size = self._checked_chunk_size(chunk_size)
         self.private_metrics = private_metrics
         self.assume_poisson = False
+        self.public_weights = getattr(network, "public_weights", False)
         self._most_updates = 0  # that this object has seen applied
         self.input_seconds = 0.0  # what `fit` has waited for batches
         self.num_classes = int(network.output_shape[-1])
@@ -173,6 +174,7 @@ class DPMixModel(keras.Model):
             self.updates if updates is None else updates,
             assume_poisson=self.assume_poisson,
             public_pool=self.views.synthetic > 0,
+            public_weights=self.public_weights,
             seed_chosen=self.seed_chosen,
         )
 
@@ -549,6 +551,7 @@ class DPMixModel(keras.Model):
             "private_metrics": self.private_metrics,
             "seed_chosen": self.seed_chosen,
             "assume_poisson": self.assume_poisson,
+            "public_weights": self.public_weights,
         }
 
     @classmethod
@@ -559,7 +562,8 @@ class DPMixModel(keras.Model):
           DPMixError: the pool of synthetic images is gone or has changed.
         """
         config = dict(config)
-        history = {name: config.pop(name) for name in ("seed_chosen", "assume_poisson")}
+        told = ("seed_chosen", "assume_poisson", "public_weights")
+        history = {name: config.pop(name) for name in told}
         config["network"] = keras.saving.deserialize_keras_object(
             config["network"], custom_objects=custom_objects
         )

@@ -263,6 +263,9 @@ def test_versions_count_up_and_are_never_replaced(trained, exported, tmp_path):
     assert export.export_saved_model(trained, models) == models / "1"
     assert export.export_saved_model(trained, models / "7") == models / "7"
     assert export.export_saved_model(trained, models, weights="raw") == models / "8"
+    for version in ("1", "7", "8"):
+        names = (models / version / "assets" / "class_names.txt").read_text()
+        assert names.split() == [str(digit) for digit in range(10)]
     with pytest.raises(DPMixError, match="the next version is 9"):
         export.export_saved_model(trained, models / "7")
     assert privacy_card.read_card(models)["model"]["weights"] == "raw"

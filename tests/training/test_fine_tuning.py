@@ -1,0 +1,77 @@
+"""A head on an encoder of one's own, from its file to an export."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dpmix_tf.data import load_dataset
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.serving.export import export_saved_model
+from dpmix_tf.training import Trainer, default_config
+from dpmix_tf.training.restore import restore_network
+
+
+def encoder(path, seed):
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(8, 3, strides=2)(inputs)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    keras.Model(inputs, keras.layers.Conv2D(16, 3)(x)).save(path)
+
+
+@pytest.fixture
+def config(tmp_path):
+    encoder(tmp_path / "encoder.keras", 0)
+    config = default_config()
+    config.network.update(
+        name="pretrained", encoder=str(tmp_path / "encoder.keras"), trainable="head"
+    )
+    config.views.base, config.views.mixed, config.views.augment = 2, 2, "affine"
+    config.privacy.update(
+        epsilon=8.0, delta=1e-4, updates=4, expected_batch_size=64, accountant="rdp"
+    )
+    return config
+
+
+@pytest.mark.slow
+def test_a_frozen_encoder_from_its_file_to_an_export(config, tmp_path):
+    workdir = tmp_path / "run"
+    final = Trainer(config, workdir).run()
+    assert final["updates"] == 4
+    saved = json.loads((workdir / "config.json").read_text())
+    assert len(saved["network"]["sha256"]) == 64
+    spent = json.loads((workdir / "privacy.json").read_text())
+    assert "pretrained weights that training started from" in spent["statement"]
+    network, _ = restore_network(workdir)
+    assert len(network.trainable_variables) == 2
+
+    images, _ = load_dataset("digits").test.read(range(5))
+    where = export_saved_model(workdir, tmp_path / "models")
+    loaded = tf.saved_model.load(str(where))
+    scores = loaded.signatures["serving_default"](tf.constant(images))
+    logits = network(images.astype(np.float32) / 255)
+    found = [v for v in scores.values() if v.dtype == tf.float32 and v.shape[-1] == 10]
+    np.testing.assert_allclose(found[0], keras.ops.softmax(logits), atol=1e-5)
+    card = json.loads((where / "assets.extra" / "privacy_card.json").read_text())
+    assert card["public_weights_sha256"] == saved["network"]["sha256"]
+    assert "pretrained weights" in card["statement"]
+    for path in where.rglob("*"):  # where the user's file lies is not told
+        assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes(), path
+
+
+@pytest.mark.slow
+def test_another_file_under_the_same_name_is_noticed(config, tmp_path):
+    workdir = tmp_path / "run"
+    Trainer(config, workdir).run()
+    encoder(tmp_path / "encoder.keras", 1)
+    with pytest.raises(DPMixError, match="network.sha256"):
+        Trainer(config, workdir)
+    with pytest.raises(DPMixError, match="another file"):
+        restore_network(workdir)
+    (tmp_path / "encoder.keras").unlink()
+    with pytest.raises(DPMixError, match="no such file"):
+        Trainer(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()  # before anything is written
