@@ -25,7 +25,7 @@ starts at zero by nothing to speak of in ten epochs.
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.experiments import ARMS
-from dpmix_tf.training import default_config
+from dpmix_tf.training import default_config, pretrained_network
 
 # Training examples of each; ten epochs of batches of 1,000 are a hundredth in updates.
 TRAIN = {
@@ -60,7 +60,7 @@ def get_config(what: str = "cifar10,clip_vit_b16,dp_mix_self"):
     config = default_config()
     config.data.name = data
     config.data.validation_fraction = 0.0  # the published runs train on all
-    config.network.update(name="pretrained", encoder=encoder, weights="preset")
+    config.network = pretrained_network(encoder)
     config.views.update(PUBLISHED_ARMS[arm])
     config.pool.path = f"pools/{data}"
     config.pool.generator = "stable_diffusion"

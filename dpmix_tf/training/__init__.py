@@ -1,7 +1,7 @@
 """Private training: the model, its averages, checkpoints and whole runs."""
 
 from dpmix_tf.training.cluster import make_strategy
-from dpmix_tf.training.config import default_config
+from dpmix_tf.training.config import default_config, pretrained_network
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.filtering import KalmanOptimizer, LowPassOptimizer
 from dpmix_tf.training.restore import restore_network
@@ -14,5 +14,6 @@ __all__ = [
     "Trainer",
     "default_config",
     "make_strategy",
+    "pretrained_network",
     "restore_network",
 ]

@@ -29,6 +29,22 @@ def default_pool() -> ConfigDict:
     return pool
 
 
+def pretrained_network(encoder: str) -> ConfigDict:
+    """Returns the settings of a `network` that is a head on a public encoder.
+
+    They are the arguments of dpmix_tf.models.pretrained.
+    """
+    network = ConfigDict({"name": "pretrained", "encoder": encoder})
+    network.weights = config_dict.placeholder(str)
+    network.weights = "preset"
+    network.sha256 = config_dict.placeholder(str)
+    network.trainable = "head"
+    network.blocks = 1
+    network.image_size = config_dict.placeholder(int)
+    network.text_embeddings = config_dict.placeholder(str)
+    return network
+
+
 def default_config() -> ConfigDict:
     """Returns the settings of a run, to be changed by a file in configs/.
 

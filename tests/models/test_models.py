@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from dpmix_tf import views
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import (
     build_network,
@@ -10,8 +11,11 @@ from dpmix_tf.models import (
     scattering_network,
     split_frozen_front,
     validate_network,
+    vision_transformer,
     wide_resnet,
 )
+from dpmix_tf.training import DPMixModel
+from tests.conftest import plan_for
 
 
 def with_layer(*extra):
@@ -84,6 +88,9 @@ def test_shipped_networks_are_allowed_and_emit_logits(standardized):
             input_shape=(16, 16, 3),
             num_classes=7,
             weight_standardization=standardized,
+        ),
+        vision_transformer(
+            input_shape=(8, 8, 1), num_classes=7, depth=2, width=12, heads=2
         ),
     ):
         validate_network(network)
@@ -174,9 +181,35 @@ def test_networks_of_the_wrong_form_are_refused():
         validate_network(frozen)
 
 
+def test_a_vision_transformers_sums_are_those_of_single_examples():
+    """Attention is vectorised over a chunk, and no patch sees another image's."""
+    network = vision_transformer(
+        input_shape=(8, 8, 1), num_classes=10, depth=2, width=12, heads=2
+    )
+    assert (
+        5.2e6
+        < vision_transformer(input_shape=(32, 32, 3), num_classes=10).count_params()
+        < 5.8e6
+    )
+    images = np.random.default_rng(0).random((5, 8, 8, 1), np.float32)
+    sums = [
+        DPMixModel(
+            network,
+            plan=plan_for(40, clip=0.5),
+            views=views.dp_mix_self(base=2, mixed=1),
+            seed=1,
+            chunk_size=chunk,
+        ).clipped_gradient_sum(images, np.arange(5))
+        for chunk in (1, 3)
+    ]
+    for one, other in zip(*sums, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
+        ("vision_transformer", {"patch_size": 3}),
         ("vgg", {}),
         ("convnet", {"depth": 3}),
         ("wide_resnet", {"depth": 12}),

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from configs import own_encoder
 from dpmix_tf.data import load_dataset
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.serving.export import export_saved_model
-from dpmix_tf.training import Trainer, default_config
+from dpmix_tf.training import Trainer
 from dpmix_tf.training.restore import restore_network
 
 
@@ -25,14 +26,10 @@ def encoder(path, seed):
 @pytest.fixture
 def config(tmp_path):
     encoder(tmp_path / "encoder.keras", 0)
-    config = default_config()
-    config.network.update(
-        name="pretrained", encoder=str(tmp_path / "encoder.keras"), trainable="head"
-    )
-    config.views.base, config.views.mixed, config.views.augment = 2, 2, "affine"
-    config.privacy.update(
-        epsilon=8.0, delta=1e-4, updates=4, expected_batch_size=64, accountant="rdp"
-    )
+    config = own_encoder.get_config()
+    config.network.encoder = str(tmp_path / "encoder.keras")
+    config.views.base, config.views.mixed = 2, 2
+    config.privacy.update(updates=4, expected_batch_size=64, accountant="rdp")
     return config
 
 
