@@ -18,15 +18,19 @@ def get_config():
         "synthetic": (0, 1, 2, 4),
         "alpha": (0.1, 0.2, 1.0),
     }
-    arms, ablations = {}, []
+    base = digits_diff.get_config()
+    arms, ablations = {"usual": {}}, []
     for field, values in moved.items():
-        names = tuple(f"{field}_{value:g}".replace(".", "_") for value in values)
-        for name, value in zip(names, values, strict=True):
-            arms[name] = {"views": {field: value}}
-        ablations.append((f"views.{field}", names))
-    config = default_experiment(digits_diff.get_config(), arms)
+        names = [f"{field}_{value:g}".replace(".", "_") for value in values]
+        for index, value in enumerate(values):
+            if value == base.views[field]:
+                names[index] = "usual"
+            else:
+                arms[names[index]] = {"views": {field: value}}
+        ablations.append((f"views.{field}", tuple(names)))
+    config = default_experiment(base, arms)
     config.title = "Views of each kind"
-    config.baseline = "mixed_18"
+    config.baseline = "usual"
     config.ablations = tuple(ablations)
     config.show_views = True
     return config

@@ -58,7 +58,8 @@ class _Report:
         done = [r for r in records if r["status"] == "done"]
         self.trials = [r for r in done if r["tuning"]]
         self.runs = [r for r in done if not r["tuning"]]
-        self.arms = [a for a in study.arms if any(r["arm"] == a for r in self.runs)]
+        self.arms_asked = study.arms
+        self.arms = [a for a in study.known if any(r["arm"] == a for r in self.runs)]
         self.epsilons = [
             e for e in study.epsilons if any(r["epsilon"] == e for r in self.runs)
         ]
@@ -91,6 +92,9 @@ class _Report:
         found = [r for r in self.runs if (r["arm"], r["epsilon"]) == (arm, epsilon)]
         return sorted(found, key=lambda record: record["seed"])
 
+    def _microbatch(self, arm: str) -> int | None:
+        return self.study.run_config(arm, 1.0, 1).views.microbatch
+
     def _values(self, arm: str, epsilon: float, metric: str) -> list[float]:
         """Accuracies in percent, by seed."""
         return [100 * record["final"][metric] for record in self._of(arm, epsilon)]
@@ -99,9 +103,9 @@ class _Report:
         config = self.runs[0]["config"]
         privacy, plan = config["privacy"], self.runs[0]["plan"]
         seeds = sorted({record["seed"] for record in self.runs})
-        pairs = len(self.arms) * len(self.epsilons)
+        asked = len(self.arms_asked) * len(self.study.epsilons) * len(self.study.seeds)
         text = (
-            f"{len(self.runs)} runs of {pairs * len(self.study.seeds)} asked for: "
+            f"{len(self.runs)} runs of {asked} asked for: "
             f"{len(self.arms)} arms at epsilon {_listed(self.epsilons)} "
             f"(delta = {plan['delta']:g}), seeds {seeds[0]} to {seeds[-1]}, the same "
             "in every arm. "
@@ -114,11 +118,9 @@ class _Report:
         rows = []
         for arm in self.arms:
             record = next(r for r in self.runs if r["arm"] == arm)
-            views = record["config"]["views"]
-            base = self.config.base.views.to_dict()
-            changed = {k: v for k, v in views.items() if v != base[k]}
-            rows.append([arm, str(record["views_per_example"]), _words(changed)])
-        table = Table(["arm", "views an example", "differs from the base config"], rows)
+            changes = _words(self.study.changes(arm))
+            rows.append([arm, str(record["views_per_example"]), changes])
+        table = Table(["arm", "views an example", "sets"], rows)
         return [Text(text), table]
 
     def _accuracy(self) -> Document:
@@ -177,8 +179,8 @@ class _Report:
             Text(
                 "Averaged weights; differences of runs with the same seed. Intervals "
                 "are each one's own: of twenty arms that do nothing, one would be "
-                "called resolved. Of three pairs they hold the truth three times in "
-                "four only."
+                "called resolved. Resolved is what Student's t finds too: of a "
+                "handful of pairs a bootstrap's intervals are too narrow."
             ),
             Bullets(sentences),
         ]
@@ -265,7 +267,7 @@ class _Report:
             plan, views = record["plan"], record["views_per_example"]
             batch = plan["expected_batch_size"]
             relative = seconds / per_update.get("dp_sgd", float("nan"))
-            clipped = batch / (record["config"]["views"]["microbatch"] or 1)
+            clipped = batch / (self._microbatch(arm) or 1)
             noise = plan["noise_multiplier"] * plan["sensitivity"] / clipped
             rows.append(
                 [
@@ -333,7 +335,7 @@ class _Report:
         if not self.config.show_views:
             return []
         arm = max(
-            (a for a in self.arms if not a.startswith("naive")),
+            (a for a in self.arms if not self._microbatch(a)),
             key=self.study.views_per_example,
             default=None,
         )
@@ -370,7 +372,7 @@ class _Report:
             total = accounting.tuning_epsilon(
                 noise_multiplier=plan["noise_multiplier"],
                 sampling_probability=plan["sampling_probability"],
-                updates=plan["updates"],
+                updates=plan["updates"] * self.config.tuning_seeds,
                 delta=plan["delta"],
                 trials=count,
             )
@@ -386,12 +388,12 @@ class _Report:
             Text(
                 f"Each arm at each epsilon had a budget of {count} trials, "
                 f"{self.config.tuning_seeds} seed(s) each, chosen by the validation "
-                "accuracy of the averaged weights; no test image was looked at. "
-                "Training several times on the same examples costs privacy, which the "
-                "epsilons above do not count. The last column is what the choice alone "
-                "would cost if the number of trials were drawn from a geometric "
-                f"distribution of mean {count} (Papernot and Steinke 2022), by Renyi "
-                "accounting."
+                "accuracy of the averaged weights; no test image had a say. Training "
+                "several times on the same examples costs privacy, which the epsilons "
+                "above do not count. The last column is what the choice would cost, in "
+                "addition to each run that is published, if the number of trials were "
+                f"drawn from a geometric distribution of mean {count} (Papernot and "
+                "Steinke 2022), by Renyi accounting."
             ),
             Table(
                 [
@@ -399,7 +401,7 @@ class _Report:
                     "epsilon",
                     "chosen",
                     "validation accuracy (percent)",
-                    "epsilon with the choice",
+                    "epsilon of the choice",
                 ],
                 rows,
             ),

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -20,9 +21,10 @@ from rich.table import Table
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.experiments.study import Run, Study
-from dpmix_tf.files import write_text_atomic
+from dpmix_tf.files import cannot_write, write_text_atomic
 from dpmix_tf.training.workdir import events, final_event, read_json
 
+WORKER = "dpmix_tf.experiments.worker"
 # What the trials are chosen by, and the figure that tables show first.
 _CHOSEN_BY = "validation_accuracy_ema"
 
@@ -56,7 +58,10 @@ class Runner:
             raise DPMixError(f"--shard must be i/n with 1 <= i <= n, not {shard}.")
         self.study, self.root, self.jobs = study, Path(root), jobs
         self.groups = list(study.groups())[shard[0] - 1 :: shard[1]]
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.root, error) from error
         self._records: dict[Run, dict[str, Any]] = {}
         self._running: dict[Run, subprocess.Popen] = {}
         self._seconds: list[float] = []  # of runs that began and ended here
@@ -98,16 +103,18 @@ class Runner:
 
     def _collect(self) -> None:
         """Reads what earlier calls, or other machines' shards, have finished."""
-        for arm, epsilon in self.study.groups():
+        for arm, epsilon in self.study.all_groups():
             for run in self.study.tuning_runs(arm, epsilon):
                 self._look(run)
             for run in self._test_runs(arm, epsilon):
                 self._look(run)
 
-    def _look(self, run: Run) -> None:
+    def _look(self, run: Run) -> bool:
+        """Whether a run is through, now or in an earlier call."""
         folder = self.root / run.name
-        if final_event(folder / "run") is not None:
+        if run not in self._records and final_event(folder / "run") is not None:
             self._records[run] = _record(self.study, run, folder)
+        return run in self._records
 
     def _test_runs(self, arm: str, epsilon: float) -> list[Run]:
         """The test runs of a group, once its trials are through; [] before."""
@@ -135,9 +142,7 @@ class Runner:
             trials = self.study.tuning_runs(arm, epsilon)
             open_trials = [run for run in trials if run not in self._records]
             runs += open_trials or self._test_runs(arm, epsilon)
-        runs = [
-            run for run in runs if run not in self._records and run not in self._running
-        ]
+        runs = [run for run in runs if run not in self._running and not self._look(run)]
         return sorted(runs, key=lambda run: (not run.tuning, run.seed))
 
     def _train(self) -> None:
@@ -182,7 +187,7 @@ class Runner:
             }
         with open(folder / "log.txt", "w") as log:
             self._running[run] = subprocess.Popen(
-                [sys.executable, "-m", "dpmix_tf.experiments.worker", str(folder)],
+                [sys.executable, "-m", WORKER, str(folder), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -197,6 +202,8 @@ class Runner:
         folder = self.root / run.name
         if process.returncode == 0 and final_event(folder / "run") is not None:
             self._seconds.append(time.monotonic() - self._began[run])
+            if run.tuning:  # nobody goes on from a trial
+                shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
             record = _record(self.study, run, folder)
         else:
             record = _failure(run, _last_words(folder / "log.txt", process.returncode))
@@ -225,7 +232,7 @@ class Runner:
             process.wait()
 
     def _write_results(self) -> list[dict[str, Any]]:
-        order = {group: index for index, group in enumerate(self.study.groups())}
+        order = {group: index for index, group in enumerate(self.study.all_groups())}
         runs = sorted(
             self._records,
             key=lambda run: (not run.tuning, order[run.arm, run.epsilon], run.name),
@@ -290,35 +297,24 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 
 def _score(record: dict[str, Any]) -> float:
     """What a trial is chosen by, or a test run's accuracy; of averaged weights."""
-    final = record["final"]
     if record["tuning"]:
-        curve = record["curve"]
-        if not curve or _CHOSEN_BY not in curve[-1]:
-            raise DPMixError(
-                "Tuning needs validation examples: set base.data.validation_fraction "
-                "above 0, or tune nothing."
-            )
-        return curve[-1][_CHOSEN_BY]
-    return final["test_accuracy_ema"]
+        return record["curve"][-1][_CHOSEN_BY]
+    return record["final"]["test_accuracy_ema"]
 
 
 def _record(study: Study, run: Run, folder: Path) -> dict[str, Any]:
     """One line of results.jsonl, of a finished run."""
     workdir = folder / "run"
     *curve, final = events(workdir)
-    record = _about(run) | {
+    return _about(run) | {
         "status": "done",
-        # A trial's test accuracy is not even written down.
-        "final": None if run.tuning else final,
+        "final": final,
         "curve": curve,
         "views_per_example": study.views_per_example(run.arm),
         "plan": read_json(workdir / "privacy.json"),
         "config": read_json(workdir / "config.json"),
         "software": read_json(folder / "software.json"),
     }
-    if run.tuning:
-        _score(record)
-    return record
 
 
 def _failure(run: Run, error: str) -> dict[str, Any]:
@@ -336,11 +332,14 @@ def _about(run: Run) -> dict[str, Any]:
 
 
 def _last_words(log: Path, status: int) -> str:
-    """What a failed run said last; its own error without the rest, if there is one."""
+    """Why a run failed: its own error without the rest, if there is one."""
     said = log.read_text(errors="replace").strip()
-    _, found, error = said.rpartition("error: ")
-    lines = error if found else said[-1500:]
-    return lines.strip() or f"exit status {status} and no word; see {log}"
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}; see {log}"
+    _, found, error = f"\n{said}".rpartition("\nerror: ")
+    if status == 2 and found:
+        return error.strip()
+    return said[-1500:] or f"exit status {status} and no word; see {log}"
 
 
 def _progress_of(workdir: Path) -> tuple[str, str]:

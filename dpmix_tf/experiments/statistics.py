@@ -19,22 +19,21 @@ class Difference:
       mean: first minus second, in the values' unit.
       low, high: ends of the interval; None of fewer than two pairs.
       pairs: how many seeds both have.
+      resolved: whether this interval and Student's t both leave 0 out.
     """
 
     mean: float
     low: float | None
     high: float | None
     pairs: int
-
-    @property
-    def resolved(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return self.low is not None and (self.low > 0 or self.high < 0)
+    resolved: bool
 
     def sentence(self, arm: str, baseline: str) -> str:
         """Says it in words; of accuracies in percent."""
-        where = "above" if self.mean > 0 else "below"
-        text = f"{arm} is {abs(self.mean):.2f} points {where} {baseline}"
+        text = f"{arm} is {abs(self.mean):.2f} points "
+        text += ("above " if self.mean > 0 else "below ") + baseline
+        if abs(self.mean) < 0.005:
+            text = f"{arm} is level with {baseline}"
         if self.low is None:
             return f"{text}; one pair of runs says nothing about chance."
         text += (
@@ -56,7 +55,8 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
     The interval is a bootstrap's over the pairs, by percentiles that are moved out as
     far as Student's t lies outside the normal distribution (Hesterberg 2015, section
     5.3): plain percentiles are much too narrow for a handful of seeds. Of 3 pairs even
-    these hold the truth three times in four only: they end at the extremes seen.
+    these hold the truth three times in four only: they end at the extremes seen. So a
+    difference is called resolved where Student's t agrees.
 
     Args:
       first: [n], of the seeds in order.
@@ -65,7 +65,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
     differences = np.subtract(first, second).astype(float)
     count, mean = len(differences), float(np.mean(differences))
     if count < 2:
-        return Difference(mean, None, None, count)
+        return Difference(mean, None, None, count, False)
     student = stats.t.ppf((1 + _LEVEL) / 2, count - 1)
     tail = stats.norm.cdf(-math.sqrt(count / (count - 1)) * student)
     with warnings.catch_warnings():
@@ -80,4 +80,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
             method="percentile",
             random_state=np.random.default_rng(0),
         ).confidence_interval
-    return Difference(mean, float(interval.low), float(interval.high), count)
+    low, high = float(interval.low), float(interval.high)
+    reach = student * np.std(differences, ddof=1) / math.sqrt(count)
+    resolved = (low > 0 or high < 0) and abs(mean) > reach
+    return Difference(mean, low, high, count, bool(resolved))

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_text_atomic
 from dpmix_tf.training.workdir import differences, read_json
-from dpmix_tf.views import make_views
 
 _FIRST_TUNING_SEED = 1_000_001
 # May change between two calls on the same folder: they add runs, or words.
@@ -53,8 +52,7 @@ class Run:
     def name(self) -> str:
         """Of its folder, below the experiment's."""
         parts = ["tuning" if self.tuning else "runs", self.arm, f"eps{self.epsilon:g}"]
-        if self.tuning:
-            parts += [f"{key.rpartition('.')[2]}={value}" for key, value in self.trial]
+        parts += [f"{key.rpartition('.')[2]}={value}" for key, value in self.trial]
         return "/".join([*parts, f"seed{self.seed}"])
 
 
@@ -69,27 +67,54 @@ class Study:
       DPMixError: nothing to run, an unknown baseline, or unequal compute.
     """
 
-    def __init__(self, config: ConfigDict, arms: tuple[str, ...] | None = None):
+    def __init__(self, config: ConfigDict, arms: Sequence[str] | None = None):
         self.config = config
-        known = tuple(arm for arm in config.order if arm in config.arms)
-        self.arms = known if arms is None else tuple(arms)
-        unknown = [arm for arm in self.arms if arm not in known]
+        self.known = tuple(dict.fromkeys(config.order))
+        self.arms = self.known if arms is None else tuple(dict.fromkeys(arms))
+        if set(self.known) != set(config.arms):
+            raise DPMixError(
+                f"order must name the arms {', '.join(config.arms)}; it names "
+                f"{', '.join(self.known)}."
+            )
+        unknown = set(self.arms) - set(self.known)
         if unknown or not self.arms or not config.epsilons or config.seeds < 1:
             raise DPMixError(
-                f"An experiment needs some of the arms {', '.join(known)}, an epsilon "
-                f"and a seed; received: arms={list(self.arms)}, "
+                f"An experiment needs some of the arms {', '.join(self.known)}, an "
+                f"epsilon and a seed; received: arms={list(self.arms)}, "
                 f"epsilons={list(config.epsilons)}, seeds={config.seeds}."
             )
-        if config.baseline not in known:
-            raise DPMixError(
-                f"baseline must be one of {', '.join(known)}; received: "
-                f"{config.baseline!r}."
-            )
+        for what, named in {
+            "baseline": (config.baseline,),
+            "equal_compute": config.equal_compute,
+            "ablations": sum((tuple(arms) for _, arms in config.ablations), ()),
+        }.items():
+            if set(named) - set(self.known):
+                raise DPMixError(
+                    f"{what} must be of {', '.join(self.known)}; received: "
+                    f"{', '.join(map(repr, named))}."
+                )
         self.epsilons = tuple(float(epsilon) for epsilon in config.epsilons)
         self.seeds = tuple(range(1, config.seeds + 1))
-        self._refuse_unequal_compute()
+        self._refuse_what_cannot_be_shown()
 
-    def _refuse_unequal_compute(self) -> None:
+    def _refuse_what_cannot_be_shown(self) -> None:
+        """Before any run is trained, rather than after all of them."""
+        for name, values in _flatten(self.config.tune.to_dict()).items():
+            if not isinstance(values, (tuple, list)) or not values:
+                raise DPMixError(f"tune.{name} must be a tuple, received: {values!r}.")
+        if len(self.trials()) > 1 and not self.config.base.data.validation_fraction:
+            raise DPMixError(
+                "Tuning needs validation examples: set base.data.validation_fraction "
+                "above 0, or tune nothing."
+            )
+        for field, arms in self.config.ablations:
+            for arm in arms:
+                value = self._flat_config(arm).get(field)
+                if type(value) not in (int, float):
+                    raise DPMixError(
+                        f"ablations: arm {arm!r} has {field} = {value!r}; expected a "
+                        "number, to plot over."
+                    )
         counts = {
             arm: self.views_per_example(arm)
             for arm in self.config.equal_compute
@@ -101,14 +126,22 @@ class Study:
                 "equal by views.base and views.mixed, or leave an arm out."
             )
 
+    def _flat_config(self, arm: str) -> dict[str, Any]:
+        return _flatten(self.config.base.to_dict()) | self.changes(arm)
+
+    def changes(self, arm: str) -> dict[str, Any]:
+        """Fields of the base config that an arm sets, by dotted name."""
+        return _flatten(self.config.arms[arm].to_dict())
+
     def views_per_example(self, arm: str) -> int:
         """K of an arm."""
-        views = dict(self.run_config(arm, 1.0, 1).views)
-        if views["microbatch"] is not None:
-            return 1
-        return make_views(views | {"synthetic": 0}, None).views_per_example + (
-            0 if views["only_mixed"] else views["synthetic"]
+        fields = self._flat_config(arm)
+        base, mixed, synthetic = (
+            fields[f"views.{name}"] for name in ("base", "mixed", "synthetic")
         )
+        if fields["views.microbatch"] is not None:
+            return 1
+        return mixed if fields["views.only_mixed"] else base + mixed + synthetic
 
     def trials(self) -> list[tuple[tuple[str, Any], ...]]:
         """All combinations of the values to tune over; one empty one for none."""
@@ -134,10 +167,12 @@ class Study:
         return [Run(arm, epsilon, seed, trial, False) for seed in self.seeds]
 
     def groups(self) -> Iterator[tuple[str, float]]:
-        """(arm, epsilon), each tuned for itself."""
-        for epsilon in self.epsilons:
-            for arm in self.arms:
-                yield arm, epsilon
+        """(arm, epsilon) to be run, each tuned for itself."""
+        return ((arm, epsilon) for epsilon in self.epsilons for arm in self.arms)
+
+    def all_groups(self) -> Iterator[tuple[str, float]]:
+        """The same of all arms: what earlier calls found is reported too."""
+        return ((arm, epsilon) for epsilon in self.epsilons for arm in self.known)
 
     def config_of(self, run: Run) -> ConfigDict:
         """The config that a run is trained by.
@@ -145,7 +180,9 @@ class Study:
         Raises:
           DPMixError: the arm or a tuned field names something that runs do not have.
         """
-        return self.run_config(run.arm, run.epsilon, run.seed, dict(run.trial))
+        config = self.run_config(run.arm, run.epsilon, run.seed, dict(run.trial))
+        config.run.test = not run.tuning
+        return config
 
     def run_config(
         self, arm: str, epsilon: float, seed: int, fields: Mapping[str, Any] = {}
@@ -153,7 +190,7 @@ class Study:
         """See config_of."""
         config = self.config.base.copy_and_resolve_references()
         config.lock()
-        changes = _flatten(self.config.arms[arm].to_dict()) | dict(fields)
+        changes = self.changes(arm) | dict(fields)
         changes |= {"privacy.epsilon": epsilon, "seed": seed}
         for name, value in changes.items():
             *path, last = name.split(".")
@@ -183,9 +220,9 @@ class Study:
         if path.exists():
             theirs = read_json(path)
             arms = theirs["arms"].keys() & mine["arms"].keys()
-            lines = differences(
+            lines = differences(theirs["base"], mine["base"], "base.") + differences(
                 *(
-                    {k: v for k, v in side.items() if k not in (*_OPEN, "arms")}
+                    {k: v for k, v in side.items() if k not in (*_OPEN, "base", "arms")}
                     | {"arms": {arm: side["arms"][arm] for arm in arms}}
                     for side in (theirs, mine)
                 )

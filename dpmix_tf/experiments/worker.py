@@ -1,6 +1,7 @@
 """One run of an experiment, in a process of its own.
 
-python -m dpmix_tf.experiments.worker FOLDER reads FOLDER/settings.json.
+python -m dpmix_tf.experiments.worker FOLDER PARENT reads FOLDER/settings.json, and
+stops when the process PARENT is gone.
 """
 
 import json
@@ -32,9 +33,8 @@ def _stop_with_parent(parent: int) -> None:
 def main() -> None:
     """Trains the run; an error that a user can act on is printed, status 2."""
     folder = Path(sys.argv[1])
-    threading.Thread(
-        target=_stop_with_parent, args=(os.getppid(),), daemon=True
-    ).start()
+    parent = int(sys.argv[2])
+    threading.Thread(target=_stop_with_parent, args=(parent,), daemon=True).start()
     try:
         config = ConfigDict(read_json(folder / "settings.json"))
         if not (folder / "software.json").exists():

@@ -163,6 +163,14 @@ def _from_file(path: str, size: int | None) -> tuple[keras.Model, list[list[Any]
             f".keras file or of a SavedModel; {path!r} does not load: "
             f"{str(error)[:300]}"
         ) from error
+    if not isinstance(network, keras.Model) or not hasattr(network, "_nodes_by_depth"):
+        network = getattr(network, "_functional", None)  # of a Sequential
+    if network is None or len(network.inputs) != 1 or len(network.outputs) != 1:
+        raise DPMixError(
+            f"{path} holds no functional or sequential Keras model with one input and "
+            "one output: images in, features out. Rebuild it as one, or export it as a "
+            "SavedModel."
+        )
     leaves = [
         layer
         for layer in network._flatten_layers(include_self=False)
@@ -245,6 +253,10 @@ def pretrained(
             f"{trainable!r}."
         )
     found = weights_digest(encoder, weights)
+    if sha256 is not None and found is None:
+        raise DPMixError(
+            f"sha256 is given, and there is no file to check: weights = {weights!r}."
+        )
     if sha256 is not None and found != sha256:
         raise DPMixError(
             f"The weights' SHA-256 is {found}, expected {sha256}: another file. Put "
@@ -276,13 +288,16 @@ def pretrained(
         num_classes, kernel_initializer="zeros", dtype="float32", name="logits"
     )
     network = keras.Model(inputs, head(x), name=name)
-    network.public_weights = True  # for the statement of the guarantee
+    # For the statement of the guarantee; random ones are nobody's.
+    network.public_weights = encoder not in ENCODERS or weights is not None
     if text_embeddings is not None:
         head.kernel.assign(_zero_shot(text_embeddings, (num_classes, width)))
     return network
 
 
-def weights_digest(encoder: str, weights: str | None = "preset", **_) -> str | None:
+def weights_digest(
+    encoder: str | None = None, weights: str | None = "preset", **_
+) -> str | None:
     """SHA-256 of the file that `pretrained` would start from; None: no file is named.
 
     Raises:
@@ -290,7 +305,7 @@ def weights_digest(encoder: str, weights: str | None = "preset", **_) -> str | N
     """
     if encoder in ENCODERS:
         return None if weights in (None, "preset") else digest(weights)
-    if Path(encoder).exists():
+    if encoder is not None and Path(encoder).exists():
         return digest(encoder)
     raise DPMixError(
         f"network.encoder must be one of {', '.join(ENCODERS)}, or the path of a "
@@ -304,13 +319,18 @@ def _freeze_all_but(kept: list[list[Any]], tower: keras.Model) -> None:
     for layer in tower._flatten_layers():
         if all(id(part) not in inside for part in layer._flatten_layers()):
             layer.trainable = False
+    # A layer of layers of which some are kept may have weights of its own.
+    trained = {id(v) for block in kept for layer in block for v in layer.variables}
+    for variable in tower.variables:
+        if id(variable) not in trained:
+            variable.trainable = False
 
 
 def _fit(images, tower: keras.Model, image_size: int | None):
     """Makes images of the data's size and channels into what the encoder takes."""
-    shape = tower.input_shape
+    shape = tuple(tower.inputs[0].shape)
     given = (image_size, image_size) if image_size else (None, None)
-    size = shape[1:3] if isinstance(shape, tuple) and len(shape) == 4 else ()
+    size = shape[1:3] if len(shape) == 4 else ()
     size = tuple(own or asked for own, asked in zip(size, given, strict=False))
     if len(size) != 2 or None in size or (image_size and size != given):
         raise DPMixError(

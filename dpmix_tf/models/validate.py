@@ -83,15 +83,20 @@ def _probe(network: keras.Model, front: keras.Model | None, rest: keras.Model) -
     pair = np.random.RandomState(0).uniform(size=(2, *network.input_shape[1:]))
     other = np.stack([pair[0], 1 - pair[1]])
     state = [variable.numpy() for variable in network.variables]
+    for variable in network.trainable_variables:
+        # A head that starts at zero would hide what comes before it.
+        noise = np.random.RandomState(1).normal(0, 0.1, variable.shape)
+        variable.assign_add(noise.astype(np.float32))
+    tried = [variable.numpy() for variable in network.variables]
     logits = []
     for images in (pair, other):
         features = images if front is None else front(images, training=False)
         logits.append(np.asarray(rest(features, training=True), np.float32))
     written = []
-    for variable, before in zip(network.variables, state, strict=True):
-        if not np.array_equal(variable.numpy(), before):
+    for variable, was, before in zip(network.variables, tried, state, strict=True):
+        if not np.array_equal(variable.numpy(), was):
             written.append(variable.path)
-            variable.assign(before)
+        variable.assign(before)
     if written:
         raise DPMixError(
             f"The forward pass writes to {', '.join(written)}: state computed from "

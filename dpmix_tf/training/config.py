@@ -108,5 +108,6 @@ def default_config() -> ConfigDict:
     config.run.checkpoint_every = 10  # updates
     config.run.keep_checkpoints = 2
     config.run.evaluation_batch_size = 500
+    config.run.test = True  # measure test accuracy at the end
     config.run.private_metrics = False  # log un-noised training loss and norms
     return config

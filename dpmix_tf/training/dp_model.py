@@ -578,13 +578,35 @@ class DPMixModel(keras.Model):
             setattr(model, name, value)
         return model
 
-    def load_weights(self, *arguments, **settings) -> None:
-        """Loads weights, or none of them where something does not fit."""
-        before = self.get_weights()
+    def save(self, filepath, *arguments, **settings) -> None:
+        """Saves a `.keras` file, as Keras does."""
+        if not str(filepath).endswith(".keras"):
+            raise DPMixError(f"save takes a .keras file, received: {filepath}.")
+        super().save(filepath, *arguments, **settings)
+
+    def load_weights(self, filepath, **settings) -> None:
+        """Loads all weights of a `.weights.h5` or `.keras` file, or none of them.
+
+        Raises:
+          DPMixError: another kind of file, or skip_mismatch: the count of updates could
+            be left behind.
+        """
+        if settings or not str(filepath).endswith((".weights.h5", ".keras")):
+            raise DPMixError(
+                "load_weights takes a .weights.h5 or .keras file, and all of it, so "
+                f"that the count of updates comes along; received: {filepath} "
+                f"{settings or ''}. To start from weights alone, load them into "
+                "model.network."
+            )
+        variables = self.variables + (
+            self.optimizer.variables if self.optimizer else []
+        )
+        before = [np.asarray(variable) for variable in variables]
         try:
-            super().load_weights(*arguments, **settings)
+            super().load_weights(filepath)
         except Exception:
-            self.set_weights(before)
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
             raise
 
     def save_own_variables(self, store) -> None:
@@ -635,11 +657,22 @@ class DPMixModel(keras.Model):
     def state(self) -> dict[str, list[Any]]:
         """Variables that a checkpoint must hold besides the run's seed, by group."""
         return {
-            "network": list(self.network.variables),
+            "network": kept_variables(self.network),
             "optimizer": list(self.optimizer.variables),
             "average": list(self.average.averages),
             "updates": [self._updates],
         }
+
+
+def kept_variables(network: keras.Model) -> list[Any]:
+    """Variables of a network that a checkpoint must hold.
+
+    Of one on public weights the trained ones alone: the rest is built again from the
+    file, whose digest is on record.
+    """
+    if getattr(network, "public_weights", False):
+        return list(network.trainable_variables)
+    return list(network.variables)
 
 
 # Where weights files keep the plan, and whether it was kept to.

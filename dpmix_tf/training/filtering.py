@@ -121,9 +121,10 @@ class KalmanOptimizer(_FilteringOptimizer):
     The filter predicts that the gradient goes on as it was, m_{t-1}, and corrects that
     by the noisy g_t: m_t = (1 - gain) * m_{t-1} + gain * g_t. So that the prediction
     does not lag behind, g_t is taken where the weights will be (1 - gain) / gain steps
-    on: x_t + (1 - gain) / gain * (x_t - x_{t-1}). The network holds these weights; x_t
-    is part of this optimizer's state, and of every checkpoint. This is the paper's
-    algorithm at gamma = (1 - kappa) / kappa, where it takes one gradient an update.
+    on: x_t + (1 - gain) / gain * (x_t - x_{t-1}). These are the weights that the
+    network holds, and that are evaluated and averaged; the step is part of this
+    optimizer's state, and of every checkpoint. This is the paper's algorithm at
+    gamma = (1 - kappa) / kappa, where it takes one gradient an update.
 
     Off by default. In a config: optimizer.kalman_gain = 0.5.
 
@@ -148,7 +149,7 @@ class KalmanOptimizer(_FilteringOptimizer):
 
     def _add_state(self, variables):
         self._filtered = self.add_optimizer_variables(variables, "filtered")
-        self._points = self.add_optimizer_variables(variables, "points")
+        self._steps = self.add_optimizer_variables(variables, "steps")
 
     def apply(self, grads, trainable_variables=None):
         """Filters the gradients and lets the inner optimizer apply them."""
@@ -156,21 +157,18 @@ class KalmanOptimizer(_FilteringOptimizer):
         if trainable_variables is not None:
             self.build(list(trainable_variables))
         variables = trainable_variables or self._trainable_variables
-        first = self.iterations == 0
-        gain = ops.where(first, 1.0, self.gain)
+        gain = ops.where(self.iterations == 0, 1.0, self.gain)
         ahead = (1.0 - self.gain) / self.gain
-        before = [
-            ops.where(first, variable, point)
-            for variable, point in zip(variables, self._points, strict=True)
-        ]
-        for variable, point in zip(variables, before, strict=True):
-            variable.assign(point)
+        points = []
+        for variable, step in zip(variables, self._steps, strict=True):
+            points.append(ops.copy(variable - ahead * step))
+            variable.assign(points[-1])
         for grad, filtered in zip(grads, self._filtered, strict=True):
             filtered.assign((1.0 - gain) * filtered + gain * grad)
         self.inner.apply([ops.copy(f) for f in self._filtered], trainable_variables)
-        for variable, point, old in zip(variables, self._points, before, strict=True):
-            point.assign(variable)
-            variable.assign(point + ahead * (point - old))
+        for variable, step, point in zip(variables, self._steps, points, strict=True):
+            step.assign(variable - point)
+            variable.assign(variable + ahead * step)
         self._iterations.assign_add(1)
 
     def get_config(self) -> dict[str, Any]:

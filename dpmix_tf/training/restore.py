@@ -10,7 +10,7 @@ from dpmix_tf.data import Dataset, load_dataset
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import build_network
 from dpmix_tf.training.checkpoints import load_latest
-from dpmix_tf.training.dp_model import DPMixModel
+from dpmix_tf.training.dp_model import DPMixModel, kept_variables
 from dpmix_tf.training.workdir import differences, read_json
 
 
@@ -80,7 +80,7 @@ def restore_network(
         arguments=arguments,
         dtype_policy=config["dtype_policy"],
     )
-    _assign("network", network.variables, arrays)
+    _assign("network", kept_variables(network), arrays)
     if weights == "ema":
         _assign("average", network.trainable_variables, arrays)
     del metadata["seed"]

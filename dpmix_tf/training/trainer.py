@@ -368,7 +368,8 @@ class Trainer:
                     raise self._stopped()
                 self._evaluate_if_due(metrics, history, shown)
                 bar.set_postfix(shown)
-        event = self._evaluate("test", self.dataset.test)
+        test = self.dataset.test if self.config.run.test else None
+        event = self._evaluate("test", test)
         return metrics.write("final", model, event) if metrics is not None else event
 
     def _fit(self, batches, updates: int, callback) -> dict[str, list[float]]:

@@ -24,6 +24,8 @@ def test_differences_are_of_pairs_and_say_whether_they_are_resolved():
     alone = paired_difference([2.0], [1.0])
     assert alone.low is None and not alone.resolved
     assert "nothing about chance" in alone.sentence("a", "b")
+    two = paired_difference([0.10, 0.15], [0.0, 0.0])
+    assert two.low > 0 and not two.resolved  # which chance alone does half the time
     same = paired_difference([1.0, 1.0], [0.5, 0.5])
     assert (same.low, same.high) == (0.5, 0.5)
 
@@ -34,6 +36,12 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     zeros = np.zeros(5)
     intervals = [paired_difference(random.normal(size=5), zeros) for _ in range(300)]
     assert np.mean([i.low <= 0 <= i.high for i in intervals]) > 0.9
+    for count in (2, 3, 5):
+        called = [
+            paired_difference(random.normal(size=count), np.zeros(count)).resolved
+            for _ in range(200)
+        ]
+        assert np.mean(called) < 0.1
 
 
 def test_choosing_the_best_of_several_trainings_costs_more_than_one():

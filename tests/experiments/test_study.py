@@ -24,6 +24,9 @@ def test_runs_are_paired_by_seed_and_tuned_by_arm_and_epsilon():
     assert [run.seed for run in tests] == [1, 2]
     assert not {run.seed for run in tests} & {run.seed for run in trials}
     assert len({run.name for run in (*trials, *tests)}) == 4
+    # A choice that changes, for a trial had failed, begins test runs of its own.
+    others = study.test_runs("mixed", 8.0, trials[0].trial)
+    assert not {run.name for run in tests} & {run.name for run in others}
     config = study.config_of(tests[0])
     assert (config.seed, config.privacy.epsilon) == (1, 8.0)
     assert (config.views.base, config.views.mixed) == (2, 1)
@@ -51,7 +54,14 @@ def test_arms_make_the_published_numbers_of_views():
     [
         ({"epsilons": ()}, "needs some of the arms plain, mixed"),
         ({"seeds": 0}, "needs some of the arms"),
-        ({"baseline": "nobody"}, "baseline must be one of"),
+        ({"baseline": "nobody"}, "baseline must be of plain, mixed"),
+        ({"order": ("plain",)}, "order must name"),
+        ({"equal_compute": ("plain", "mixd")}, "equal_compute must be of"),
+        ({"ablations": (("views.bass", ("plain",)),)}, "views.bass = None"),
+        ({"ablations": (("views.mixer", ("plain",)),)}, "expected a number"),
+        ({"tune": {"optimizer": {"learning_rate": 1.0}}}, "must be a tuple"),
+        ({"tune": {"optimizer": {"learning_rate": ()}}}, "must be a tuple"),
+        ({"base": {"data": {"validation_fraction": 0.0}}}, "needs validation"),
         ({"equal_compute": ("plain", "mixed")}, "'plain': 2, 'mixed': 3"),
     ],
 )
@@ -62,12 +72,14 @@ def test_experiments_that_show_nothing_are_refused(change, words):
         Study(config)
     with pytest.raises(DPMixError, match="received: arms=\\['other'\\]"):
         Study(tiny.get_config(), arms=("other",))
+    assert Study(tiny.get_config(), arms=["plain", "plain"]).arms == ("plain",)
 
 
 def test_a_folder_takes_more_seeds_and_refuses_another_experiment(tmp_path):
     config = tiny.get_config()
     Study(config).claim(tmp_path)
     config.seeds, config.title = 7, "Grown"
+    config.base.data.data_dir, config.base.run.checkpoint_every = "elsewhere", 3
     Study(config).claim(tmp_path)
     config.base.privacy.updates = 13
     with pytest.raises(DPMixError, match="base.privacy.updates: 12 there, 13 here"):

@@ -238,6 +238,50 @@ def test_what_a_private_gradient_would_reach_in_it_is_refused(own_file, tmp_path
     ) == ["last/kernel", "last/bias", "logits/kernel", "logits/bias"]
 
 
+@pytest.mark.parametrize("trainable", ["head", "all"])
+def test_an_encoder_that_mixes_examples_is_found_behind_a_head_of_zeros(
+    trainable, tmp_path
+):
+    inputs = keras.Input((16, 16, 3))
+    x = layers.Conv2D(4, 3)(inputs)
+    x = x - keras.ops.mean(x, axis=0, keepdims=True)
+    keras.Model(inputs, x).save(tmp_path / "mixing.keras")
+    network = build(tmp_path / "mixing.keras", trainable=trainable)
+    before = [np.asarray(variable) for variable in network.variables]
+    with pytest.raises(DPMixError, match="changes with another image"):
+        validate_network(network)
+    for variable, value in zip(network.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_weights_of_a_layer_around_the_last_block_stay(tmp_path):
+    tower = CLIPImageEncoder(input_resolution=32, **CLIP_SIZES)
+    tower.build((None, 32, 32, 3))
+    block = tower.encoder.resblocks[-1]
+    pretrained._freeze_all_but([[block]], tower)
+    kept = {id(variable) for variable in block.variables}
+    assert {id(variable) for variable in tower.trainable_variables} == kept
+    # As a layer that has weights of its own around it.
+    tower = CLIPImageEncoder(input_resolution=32, **CLIP_SIZES)
+    tower.build((None, 32, 32, 3))
+    pretrained._freeze_all_but([[tower.embeddings.conv1]], tower)
+    assert [v.path.split("/")[-2:] for v in tower.trainable_variables] == [
+        ["patch_embed.embedding", "kernel"]
+    ]
+
+
+def test_encoders_that_are_no_images_to_features_are_refused(tmp_path):
+    inputs = keras.Input((16, 16, 3))
+    x = layers.Conv2D(4, 3)(inputs)
+    keras.Model(inputs, [x, x]).save(tmp_path / "two.keras")
+    with pytest.raises(DPMixError, match="one input and one output"):
+        build(tmp_path / "two.keras")
+    with pytest.raises(DPMixError, match="no file to check"):
+        build("clip_vit_b16", sha256="0" * 64)
+    with pytest.raises(DPMixError, match="received: None"):
+        pretrained.weights_digest()
+
+
 def test_a_saved_model_can_be_the_encoder(tmp_path):
     own = own_encoder(24)
     own.export(str(tmp_path / "saved"), verbose=False)

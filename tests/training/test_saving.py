@@ -225,3 +225,11 @@ def test_weights_know_what_they_were_trained_under(tmp_path):
         other.load_weights(path)
     for variable, value in zip(other.network.variables, before, strict=True):
         np.testing.assert_array_equal(variable, value)
+    # No way around it: nor one that would leave the count behind.
+    with pytest.raises(DPMixError, match="all of it"):
+        other.load_weights(path, skip_mismatch=True)
+    with pytest.raises(DPMixError, match="all of it"):
+        other.load_weights(tmp_path / "legacy.h5")
+    with pytest.raises(DPMixError, match="takes a .keras file"):
+        other.save(tmp_path / "legacy.h5")
+    assert not (tmp_path / "legacy.h5").exists()
