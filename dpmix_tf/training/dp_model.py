@@ -598,9 +598,9 @@ class DPMixModel(keras.Model):
                 f"{settings or ''}. To start from weights alone, load them into "
                 "model.network."
             )
-        variables = self.variables + (
-            self.optimizer.variables if self.optimizer else []
-        )
+        variables = [*self.variables]
+        if getattr(self, "optimizer", None) is not None:  # compiled
+            variables += self.optimizer.variables
         before = [np.asarray(variable) for variable in variables]
         try:
             super().load_weights(filepath)
