@@ -1,5 +1,6 @@
 """One private training run in one work directory, from a config."""
 
+import hashlib
 import os
 import signal
 import threading
@@ -283,13 +284,18 @@ class Trainer:
         return saved
 
     def _check_same_data(self) -> None:
-        """Refuses to train with workers that hold other examples."""
-        own = np.frombuffer(bytes.fromhex(self._fingerprint), np.int64)
-        if not np.array_equal(own, cluster.from_chief(self.strategy, own)):
-            raise DPMixError(
-                "This worker's training data differs from the first worker's. Give all "
-                "workers the same files and the same config."
-            )
+        """Refuses to train with workers that hold other examples or public weights."""
+        texts = {
+            "training data": self._fingerprint,
+            "public weights": str(self.config.network.get("sha256")),
+        }
+        for what, text in texts.items():
+            own = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.int64)
+            if not np.array_equal(own, cluster.from_chief(self.strategy, own)):
+                raise DPMixError(
+                    f"This worker's {what} differ from the first worker's. Give all "
+                    "workers the same files and the same config."
+                )
 
     def _build(self) -> DPMixModel:
         model = build_model(self.config, self.dataset, self.plan, self._seed)
