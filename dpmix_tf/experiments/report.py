@@ -336,7 +336,10 @@ class _Report:
             return []
         arm = max(
             (a for a in self.arms if not self._microbatch(a)),
-            key=self.study.views_per_example,
+            key=lambda a: [
+                self.study.run_config(a, 1.0, 1).views[kind]
+                for kind in ("synthetic", "mixed")
+            ],
             default=None,
         )
         if arm is None:
