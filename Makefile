@@ -11,7 +11,8 @@ demo: $(INSTALLED)
 	$(RUN) bin/train.py --config=configs/digits.py --workdir=runs/demo/first
 	$(RUN) bin/generate_pool.py --config=configs/digits_diff.py
 	$(RUN) bin/experiment.py --config=configs/experiments/digits_arms.py \
-		--config.epsilons="(8.0,)" --config.seeds=1 --workdir=runs/demo/arms \
+		--config.epsilons="(8.0,)" --config.seeds=1 \
+		--config.tune.optimizer.learning_rate="(1.0,)" --workdir=runs/demo/arms \
 		--arms=dp_sgd,self_aug_16,dp_mix_self,dp_mix_diff --jobs=2
 
 test: $(INSTALLED)
