@@ -229,5 +229,5 @@ def test_one_process_is_its_own_chief():
 
 def test_a_worker_with_other_examples_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "from_chief", lambda strategy, value: value + 1)
-    with pytest.raises(DPMixError, match="differs from the first worker's"):
+    with pytest.raises(DPMixError, match="differ from the first worker's"):
         Trainer(resume_config.get_config(), tmp_path / "run")
