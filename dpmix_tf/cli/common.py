@@ -103,8 +103,3 @@ def _joined(argv: list[str]) -> list[str]:
         else:
             joined.append(part)
     return joined
-
-
-def config_options() -> list[str]:
-    """The --config options of this command, to hand on to another."""
-    return [part for part in _joined(sys.argv) if part.startswith("--config")]

@@ -19,7 +19,7 @@ from dpmix_tf.experiments.document import (
     write_markdown,
 )
 from dpmix_tf.experiments.statistics import paired_difference, standard_error
-from dpmix_tf.experiments.study import Run, Study
+from dpmix_tf.experiments.study import CHOSEN_BY, Run, Study
 from dpmix_tf.privacy import accounting
 from dpmix_tf.training.trainer import load_pool
 from dpmix_tf.training.workdir import read_json
@@ -58,7 +58,6 @@ class _Report:
         done = [r for r in records if r["status"] == "done"]
         self.trials = [r for r in done if r["tuning"]]
         self.runs = [r for r in done if not r["tuning"]]
-        self.arms_asked = study.arms
         self.arms = [a for a in study.known if any(r["arm"] == a for r in self.runs)]
         self.epsilons = [
             e for e in study.epsilons if any(r["epsilon"] == e for r in self.runs)
@@ -93,7 +92,7 @@ class _Report:
         return sorted(found, key=lambda record: record["seed"])
 
     def _microbatch(self, arm: str) -> int | None:
-        return self.study.run_config(arm, 1.0, 1).views.microbatch
+        return self.study.fields(arm)["views.microbatch"]
 
     def _values(self, arm: str, epsilon: float, metric: str) -> list[float]:
         """Accuracies in percent, by seed."""
@@ -103,7 +102,7 @@ class _Report:
         config = self.runs[0]["config"]
         privacy, plan = config["privacy"], self.runs[0]["plan"]
         seeds = sorted({record["seed"] for record in self.runs})
-        asked = len(self.arms_asked) * len(self.study.epsilons) * len(self.study.seeds)
+        asked = len(self.study.arms) * len(self.study.epsilons) * len(self.study.seeds)
         text = (
             f"{len(self.runs)} runs of {asked} asked for: "
             f"{len(self.arms)} arms at epsilon {_listed(self.epsilons)} "
@@ -207,7 +206,7 @@ class _Report:
             lines = {}
             for epsilon in self.epsilons:
                 points = [
-                    (_field(self._of(arm, epsilon)[0]["config"], field), values)
+                    (self.study.fields(arm)[field], values)
                     for arm in arms
                     if (values := self._values(arm, epsilon, _AVERAGED))
                 ]
@@ -229,9 +228,9 @@ class _Report:
         lines = {}
         for arm in self.arms:
             curves = [
-                {e["updates"]: e["validation_accuracy_ema"] for e in record["curve"]}
+                {event["updates"]: event[CHOSEN_BY] for event in record["curve"]}
                 for record in self._of(arm, epsilon)
-                if record["curve"] and "validation_accuracy_ema" in record["curve"][-1]
+                if record["curve"] and CHOSEN_BY in record["curve"][-1]
             ]
             shared = sorted(set.intersection(*map(set, curves))) if curves else []
             if shared:
@@ -256,7 +255,7 @@ class _Report:
         for arm in self.arms:
             costs = []
             for record in self.runs:
-                folder = self.root / _run_of(record).name
+                folder = self.root / Run.of(record).name
                 if record["arm"] == arm and (folder / "cost.json").exists():
                     costs.append(read_json(folder / "cost.json"))
             updates = sum(cost["updates"] for cost in costs)
@@ -337,8 +336,7 @@ class _Report:
         arm = max(
             (a for a in self.arms if not self._microbatch(a)),
             key=lambda a: [
-                self.study.run_config(a, 1.0, 1).views[kind]
-                for kind in ("synthetic", "mixed")
+                self.study.fields(a)[f"views.{kind}"] for kind in ("synthetic", "mixed")
             ],
             default=None,
         )
@@ -362,7 +360,7 @@ class _Report:
     def _tuning(self) -> Document:
         if not self.trials:
             return []
-        count = len(self.study.trials())
+        count = len(self.study.trials)
         rows = []
         for arm, epsilon in self.study.groups():
             found = self._of(arm, epsilon)
@@ -380,7 +378,7 @@ class _Report:
                 trials=count,
             )
             tried = ", ".join(
-                f"{_words(t['tuned'])}: {100 * t['curve'][-1][_VALIDATION]:.2f}"
+                f"{_words(t['tuned'])}: {100 * t['curve'][-1][CHOSEN_BY]:.2f}"
                 for t in trials
             )
             rows.append(
@@ -432,16 +430,6 @@ class _Report:
         return [Heading("Made with"), Bullets(lines)]
 
 
-_VALIDATION = "validation_accuracy_ema"
-
-
-def _run_of(record: Record) -> Run:
-    trial = tuple(record["tuned"].items())
-    return Run(
-        record["arm"], record["epsilon"], record["seed"], trial, record["tuning"]
-    )
-
-
 def _percent(record: Record) -> float:
     return 100 * record["final"][_AVERAGED]
 
@@ -466,10 +454,3 @@ def _words(fields: dict[str, Any]) -> str:
         )
         or "-"
     )
-
-
-def _field(config: dict[str, Any], name: str) -> Any:
-    value: Any = config
-    for key in name.split("."):
-        value = value[key]
-    return value

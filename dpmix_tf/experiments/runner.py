@@ -20,13 +20,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.experiments.study import Run, Study
+from dpmix_tf.experiments.study import CHOSEN_BY, Run, Study
 from dpmix_tf.files import cannot_write, write_text_atomic
 from dpmix_tf.training.workdir import events, final_event, read_json
 
 WORKER = "dpmix_tf.experiments.worker"
-# What the trials are chosen by, and the figure that tables show first.
-_CHOSEN_BY = "validation_accuracy_ema"
 
 
 class Runner:
@@ -120,7 +118,7 @@ class Runner:
         """The test runs of a group, once its trials are through; [] before."""
         trials = self.study.tuning_runs(arm, epsilon)
         if not trials:
-            return self.study.test_runs(arm, epsilon, self.study.trials()[0])
+            return self.study.test_runs(arm, epsilon, self.study.trials[0])
         records = [self._records.get(run) for run in trials]
         if None in records:
             return []
@@ -157,8 +155,8 @@ class Runner:
             else contextlib.nullcontext()
         ):
             while True:
-                waiting = self._waiting()
-                for run in waiting[: self.jobs - len(self._running)]:
+                free = self.jobs - len(self._running)
+                for run in self._waiting()[:free] if free else []:
                     self._start(run)
                 if not self._running:
                     if self._waiting():
@@ -298,7 +296,7 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 def _score(record: dict[str, Any]) -> float:
     """What a trial is chosen by, or a test run's accuracy; of averaged weights."""
     if record["tuning"]:
-        return record["curve"][-1][_CHOSEN_BY]
+        return record["curve"][-1][CHOSEN_BY]
     return record["final"]["test_accuracy_ema"]
 
 
@@ -306,7 +304,7 @@ def _record(study: Study, run: Run, folder: Path) -> dict[str, Any]:
     """One line of results.jsonl, of a finished run."""
     workdir = folder / "run"
     *curve, final = events(workdir)
-    return _about(run) | {
+    return run.about() | {
         "status": "done",
         "final": final,
         "curve": curve,
@@ -318,17 +316,7 @@ def _record(study: Study, run: Run, folder: Path) -> dict[str, Any]:
 
 
 def _failure(run: Run, error: str) -> dict[str, Any]:
-    return _about(run) | {"status": "failed", "error": error}
-
-
-def _about(run: Run) -> dict[str, Any]:
-    return {
-        "arm": run.arm,
-        "epsilon": run.epsilon,
-        "seed": run.seed,
-        "tuning": run.tuning,
-        "tuned": dict(run.trial),
-    }
+    return run.about() | {"status": "failed", "error": error}
 
 
 def _last_words(log: Path, status: int) -> str:
@@ -349,5 +337,5 @@ def _progress_of(workdir: Path) -> tuple[str, str]:
         seen = []
     if not seen:
         return "-", "-"
-    accuracy = next((e[_CHOSEN_BY] for e in seen[::-1] if _CHOSEN_BY in e), None)
+    accuracy = next((e[CHOSEN_BY] for e in seen[::-1] if CHOSEN_BY in e), None)
     return str(seen[-1]["updates"]), f"{accuracy:.2%}" if accuracy else "-"

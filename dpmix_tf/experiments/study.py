@@ -13,6 +13,8 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_text_atomic
 from dpmix_tf.training.workdir import differences, read_json
 
+# What trials are chosen by: an event's accuracy of averaged weights.
+CHOSEN_BY = "validation_accuracy_ema"
 _FIRST_TUNING_SEED = 1_000_001
 # May change between two calls on the same folder: they add runs, or words.
 _OPEN = (
@@ -55,6 +57,19 @@ class Run:
         parts += [f"{key.rpartition('.')[2]}={value}" for key, value in self.trial]
         return "/".join([*parts, f"seed{self.seed}"])
 
+    def about(self) -> dict[str, Any]:
+        """The attributes as results.jsonl holds them."""
+        fields = {
+            key: getattr(self, key) for key in ("arm", "epsilon", "seed", "tuning")
+        }
+        return fields | {"tuned": dict(self.trial)}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Run":
+        """The run that a line of results.jsonl is about."""
+        fields = {key: record[key] for key in ("arm", "epsilon", "seed", "tuning")}
+        return cls(**fields, trial=tuple(record["tuned"].items()))
+
 
 class Study:
     """An experiment: arms x epsilons x seeds, tuned or not.
@@ -95,21 +110,19 @@ class Study:
                 )
         self.epsilons = tuple(float(epsilon) for epsilon in config.epsilons)
         self.seeds = tuple(range(1, config.seeds + 1))
+        self.trials = self._combine_trials()
         self._refuse_what_cannot_be_shown()
 
     def _refuse_what_cannot_be_shown(self) -> None:
         """Before any run is trained, rather than after all of them."""
-        for name, values in _flatten(self.config.tune.to_dict()).items():
-            if not isinstance(values, (tuple, list)) or not values:
-                raise DPMixError(f"tune.{name} must be a tuple, received: {values!r}.")
-        if len(self.trials()) > 1 and not self.config.base.data.validation_fraction:
+        if len(self.trials) > 1 and not self.config.base.data.validation_fraction:
             raise DPMixError(
                 "Tuning needs validation examples: set base.data.validation_fraction "
                 "above 0, or tune nothing."
             )
         for field, arms in self.config.ablations:
             for arm in arms:
-                value = self._flat_config(arm).get(field)
+                value = self.fields(arm).get(field)
                 if type(value) not in (int, float):
                     raise DPMixError(
                         f"ablations: arm {arm!r} has {field} = {value!r}; expected a "
@@ -126,7 +139,8 @@ class Study:
                 "equal by views.base and views.mixed, or leave an arm out."
             )
 
-    def _flat_config(self, arm: str) -> dict[str, Any]:
+    def fields(self, arm: str) -> dict[str, Any]:
+        """An arm's config, seed, epsilon and what is tuned aside, by dotted name."""
         return _flatten(self.config.base.to_dict()) | self.changes(arm)
 
     def changes(self, arm: str) -> dict[str, Any]:
@@ -135,7 +149,7 @@ class Study:
 
     def views_per_example(self, arm: str) -> int:
         """K of an arm."""
-        fields = self._flat_config(arm)
+        fields = self.fields(arm)
         base, mixed, synthetic = (
             fields[f"views.{name}"] for name in ("base", "mixed", "synthetic")
         )
@@ -143,22 +157,25 @@ class Study:
             return 1
         return mixed if fields["views.only_mixed"] else base + mixed + synthetic
 
-    def trials(self) -> list[tuple[tuple[str, Any], ...]]:
+    def _combine_trials(self) -> list[tuple[tuple[str, Any], ...]]:
         """All combinations of the values to tune over; one empty one for none."""
         fields = _flatten(self.config.tune.to_dict())
+        for name, values in fields.items():
+            if not isinstance(values, (tuple, list)) or not values:
+                raise DPMixError(f"tune.{name} must be a tuple, received: {values!r}.")
         return [
             tuple(zip(fields, values, strict=True))
-            for values in itertools.product(*(tuple(v) for v in fields.values()))
+            for values in itertools.product(*fields.values())
         ]
 
     def tuning_runs(self, arm: str, epsilon: float) -> list[Run]:
         """The trials of an arm at an epsilon; none where there is nothing to choose."""
-        if len(self.trials()) < 2:
+        if len(self.trials) < 2:
             return []
         seeds = range(self.config.tuning_seeds)
         return [
             Run(arm, epsilon, _FIRST_TUNING_SEED + seed, trial, True)
-            for trial in self.trials()
+            for trial in self.trials
             for seed in seeds
         ]
 
@@ -220,7 +237,8 @@ class Study:
         if path.exists():
             theirs = read_json(path)
             arms = theirs["arms"].keys() & mine["arms"].keys()
-            lines = differences(theirs["base"], mine["base"], "base.") + differences(
+            lines = [f"base.{x}" for x in differences(theirs["base"], mine["base"])]
+            lines += differences(
                 *(
                     {k: v for k, v in side.items() if k not in (*_OPEN, "base", "arms")}
                     | {"arms": {arm: side["arms"][arm] for arm in arms}}

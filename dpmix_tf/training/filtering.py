@@ -22,6 +22,14 @@ class _FilteringOptimizer(keras.optimizers.Optimizer):
             self.inner.build(variables)
             self._add_state(variables)
 
+    def apply(self, grads, trainable_variables=None):
+        """Filters the gradients and lets the inner optimizer apply them."""
+        grads = list(grads)
+        if trainable_variables is not None:
+            self.build(list(trainable_variables))
+        self._apply(grads, trainable_variables)
+        self._iterations.assign_add(1)
+
     @property
     def variables(self):
         """The filter's and the inner optimizer's."""
@@ -92,11 +100,7 @@ class LowPassOptimizer(_FilteringOptimizer):
         self._last = self.add_optimizer_variables(variables, "last")
         self._weight = self.add_variable((), name="weight")
 
-    def apply(self, grads, trainable_variables=None):
-        """Filters the gradients and lets the inner optimizer apply them."""
-        grads = list(grads)
-        if trainable_variables is not None:
-            self.build(list(trainable_variables))
+    def _apply(self, grads, trainable_variables):
         share = (1.0 - self.memory) / 2
         first = ops.cast(self.iterations == 0, "float32")
         # What the filter makes of 0, 1, 1, 1, ...
@@ -107,7 +111,6 @@ class LowPassOptimizer(_FilteringOptimizer):
             last.assign(grad)
             smooth.append(filtered / ops.cast(self._weight, filtered.dtype))
         self.inner.apply(smooth, trainable_variables)
-        self._iterations.assign_add(1)
 
     def get_config(self) -> dict[str, Any]:
         """For Keras to save."""
@@ -151,11 +154,7 @@ class KalmanOptimizer(_FilteringOptimizer):
         self._filtered = self.add_optimizer_variables(variables, "filtered")
         self._steps = self.add_optimizer_variables(variables, "steps")
 
-    def apply(self, grads, trainable_variables=None):
-        """Filters the gradients and lets the inner optimizer apply them."""
-        grads = list(grads)
-        if trainable_variables is not None:
-            self.build(list(trainable_variables))
+    def _apply(self, grads, trainable_variables):
         variables = trainable_variables or self._trainable_variables
         gain = ops.where(self.iterations == 0, 1.0, self.gain)
         ahead = (1.0 - self.gain) / self.gain
@@ -169,7 +168,6 @@ class KalmanOptimizer(_FilteringOptimizer):
         for variable, step, point in zip(variables, self._steps, points, strict=True):
             step.assign(variable - point)
             variable.assign(variable + ahead * step)
-        self._iterations.assign_add(1)
 
     def get_config(self) -> dict[str, Any]:
         """For Keras to save."""

@@ -132,7 +132,7 @@ def pin_weights(config: ConfigDict) -> ConfigDict:
     A run that is resumed, evaluated or exported then finds the same, or says so.
 
     Raises:
-      DPMixError: there is no such file, or it has another digest than the config says.
+      DPMixError: there is no such file.
     """
     if config.network.name != "pretrained":
         return config

@@ -98,7 +98,7 @@ def test_shipped_experiments_describe_runs(name):
     assert f"--config=configs/experiments/{name}.py" in module.__doc__
     study = Study(module.get_config())
     for arm, epsilon in study.groups():
-        run = study.test_runs(arm, epsilon, study.trials()[-1])[0]
+        run = study.test_runs(arm, epsilon, study.trials[-1])[0]
         config = study.config_of(run)
         assert config.keys() == default_config().keys()
         assert study.views_per_example(arm) >= 1
