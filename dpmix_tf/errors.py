@@ -11,3 +11,7 @@ class DPMixError(ValueError):
 
 class BudgetExhaustedError(DPMixError):
     """An update was asked for after the plan's last one."""
+
+
+class DivergedError(DPMixError):
+    """Weights stopped being finite; what was spent stays spent."""

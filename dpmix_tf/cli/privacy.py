@@ -8,7 +8,6 @@ python bin/privacy.py --card=models/digits
 """
 
 import json
-import math
 import sys
 import warnings
 
@@ -17,8 +16,9 @@ from absl import flags
 from dpmix_tf.cli import common
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_atomic
-from dpmix_tf.privacy import PrivacyPlan, accounting
-from dpmix_tf.privacy.plan import round_up
+from dpmix_tf.privacy import Ledger, PrivacyPlan, accounting
+from dpmix_tf.privacy.plan import finite_or_none, round_up
+from dpmix_tf.privacy.statement import state_guarantee
 
 _NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "Training examples, N.")
 _DELTA = flags.DEFINE_float("delta", None, "Delta; well below 1 / num_examples.")
@@ -51,8 +51,8 @@ def _main(argv: list[str]) -> None:
     if _FORMAT.value == "json":
         answer = plan.to_dict() | {
             "sampling_probability": plan.sampling_probability,
-            "epsilon": plan.epsilon() if math.isfinite(plan.epsilon()) else None,
-            "statement": plan.statement(),
+            "epsilon": finite_or_none(plan.epsilon()),
+            "statement": state_guarantee(Ledger.planned(plan), plan),
         }
         print(json.dumps(answer, indent=2))
     else:
@@ -65,7 +65,7 @@ def _main(argv: list[str]) -> None:
             ("sampling probability", f"{plan.sampling_probability:.6g}"),
         ):
             print(f"{name:<21} {value}")
-        print("\n" + plan.statement())
+        print("\n" + state_guarantee(Ledger.planned(plan), plan))
     if _PICTURE.value:
         draw_curve(plan, _PICTURE.value)
 

@@ -1,5 +1,6 @@
 """PoissonBatches: the batches that the privacy accountant assumes."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,11 +18,13 @@ class Batch(NamedTuple):
       images: [n,H,W,C] of the source's dtype; n varies and may be 0.
       labels: int32 [n].
       ids: int64 [n], the examples' indices in the source; key of their views' draws.
+      update: int64 scalar, the number of the update that they were drawn for, from 0.
     """
 
     images: tf.Tensor
     labels: tf.Tensor
     ids: tf.Tensor
+    update: tf.Tensor
 
 
 class PoissonBatches:
@@ -41,6 +44,9 @@ class PoissonBatches:
       plan: num_examples must equal len(source).
       seed: secret; int in [0, 2**128), default 128 bits from the operating system.
       start: first update, counted from 0.
+
+    Attributes:
+      seed: the secret seed that the batches are drawn with.
 
     Raises:
       DPMixError: the source is not the size that the plan was made for.
@@ -68,22 +74,16 @@ class PoissonBatches:
         self.source = source
         self.plan = plan
         self.start = start
-        self.seed_chosen = seed is not None
-        self._seed = randomness.fresh_seed() if seed is None else seed
-        self._stream = randomness.derive(self._seed, "sampling")
+        self.seed = randomness.as_seed(seed)
+        self._stream = randomness.derive(self.seed, "sampling")
 
     def __len__(self) -> int:
         """Number of batches: the updates from `start` to the plan's last."""
         return self.plan.updates - self.start
 
-    @property
-    def seed(self) -> int:
-        """The secret seed that the batches are drawn with."""
-        return self._seed
-
     def starting_at(self, update: int, *, seed: int | None = None) -> "PoissonBatches":
         """Returns the same batches (or another seed's) from the `update`-th on."""
-        seed = self._seed if seed is None else seed
+        seed = self.seed if seed is None else seed
         return PoissonBatches(self.source, self.plan, seed=seed, start=update)
 
     def indices(self, update: int) -> np.ndarray:
@@ -114,20 +114,27 @@ class PoissonBatches:
         return indices[: np.searchsorted(indices, count)]
 
     def dataset(
-        self, *, replicas: range = range(1), num_replicas: int = 1
+        self,
+        *,
+        replicas: range = range(1),
+        num_replicas: int = 1,
+        start: Callable[[], int] | None = None,
     ) -> tf.data.Dataset:
         """Returns a finite, prefetched tf.data.Dataset of Batch, batch axes None.
 
         Args:
           replicas: the replicas to feed, out of num_replicas. Each update gives one
-            element a replica, in order: every num_replicas-th example of its batch.
+            element per replica, in order: every num_replicas-th example of its batch.
           num_replicas: how many replicas share a batch.
+          start: called whenever the dataset is iterated over, returns the first update;
+            default the attribute `start`.
         """
         source, classes = self.source, len(self.source.class_names)
         spec = Batch(
             images=tf.TensorSpec([None, *source.image_shape], source.image_dtype),
             labels=tf.TensorSpec([None], tf.int32),
             ids=tf.TensorSpec([None], tf.int64),
+            update=tf.TensorSpec([], tf.int64),
         )
 
         def load(element):
@@ -139,7 +146,7 @@ class PoissonBatches:
                     f"The source has {classes} classes and gave labels from "
                     f"{labels.min()} to {labels.max()}."
                 )
-            return images, labels.astype(np.int32), ids
+            return images, labels.astype(np.int32), ids, np.int64(update)
 
         def to_batch(element):
             parts = tf.numpy_function(load, [element], [part.dtype for part in spec])
@@ -150,10 +157,17 @@ class PoissonBatches:
                 )
             )
 
-        return (
-            tf.data.Dataset.range(
-                self.start * len(replicas), self.plan.updates * len(replicas)
+        def elements(_):
+            first = tf.numpy_function(
+                lambda: np.int64(self.start if start is None else start()), [], tf.int64
             )
+            return tf.data.Dataset.range(
+                first * len(replicas), self.plan.updates * len(replicas)
+            )
+
+        return (
+            tf.data.Dataset.from_tensors(0)
+            .flat_map(elements)
             .map(to_batch, num_parallel_calls=2, deterministic=True)
             .prefetch(2)
             .with_options(fixed_options())

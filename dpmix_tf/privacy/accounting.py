@@ -32,7 +32,6 @@ _NOISE_TOLERANCE = 1e-4
 _MOST_NOISE = 1e5
 
 
-@functools.lru_cache(maxsize=4096)
 def epsilon(
     *,
     noise_multiplier: float,
@@ -56,20 +55,45 @@ def epsilon(
     Raises:
       DPMixError: the accountant's arithmetic fails.
     """
-    if updates == 0:
+    parts = ((noise_multiplier, sampling_probability, updates),) if updates else ()
+    return composed_epsilon(parts, delta, accountant)
+
+
+@functools.lru_cache(maxsize=4096)
+def composed_epsilon(
+    parts: tuple[tuple[float, float, int], ...], delta: float, accountant: str
+) -> float:
+    """Returns epsilon of several series of updates on the same examples, together.
+
+    Args:
+      parts: (noise_multiplier, sampling_probability, updates), updates 1 or more.
+      delta: in (0, 1), of the whole.
+      accountant: "pld" or "rdp".
+
+    Returns:
+      Epsilon at `delta`; infinity where a part has no noise, 0 without parts.
+
+    Raises:
+      DPMixError: the accountant's arithmetic fails.
+    """
+    if not parts:
         return 0.0
-    if noise_multiplier == 0:
+    if any(noise_multiplier == 0 for noise_multiplier, _, _ in parts):
         return math.inf
-    ledger = _fresh_accountant(accountant)
+    composition = _fresh_accountant(accountant)
     try:
-        ledger.compose(_event(noise_multiplier, sampling_probability), updates)
-        return float(ledger.get_epsilon(delta))
+        for noise_multiplier, sampling_probability, updates in parts:
+            composition.compose(_event(noise_multiplier, sampling_probability), updates)
+        return float(composition.get_epsilon(delta))
     except ValueError as error:  # rounding, where so little is spent
+        described = "; ".join(
+            f"noise_multiplier = {noise:g}, sampling_probability = {probability:g}, "
+            f"updates = {updates}"
+            for noise, probability, updates in parts
+        )
         raise DPMixError(
-            f"The {accountant.upper()} accountant cannot tell epsilon at "
-            f"noise_multiplier = {noise_multiplier:g}, sampling_probability = "
-            f"{sampling_probability:g}, "
-            f"updates = {updates}, delta = {delta:g}: {error} Use the other accountant."
+            f"The {accountant.upper()} accountant cannot compute epsilon at {described}"
+            f", delta = {delta:g}: {error} Use the other accountant."
         ) from error
 
 

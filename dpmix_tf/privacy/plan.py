@@ -3,25 +3,12 @@
 import dataclasses
 import math
 import warnings
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import accounting
-
-ADJACENCY = (
-    "data sets that differ by adding or removing one example (one image with its label)"
-)
-NOT_COVERED = (
-    "hyperparameters chosen by looking at the same data",
-    "numbers computed without noise, such as training loss or validation accuracy",
-    "the number of examples, which is taken as public",
-    "other releases made from the same data",
-    "people who appear in more than one example",
-    "floating-point effects of the noise generator",
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,90 +171,14 @@ class PrivacyPlan:
             accountant=self.accountant,
         )
 
-    def statement(
-        self,
-        updates: int | None = None,
-        *,
-        assume_poisson: bool = False,
-        public_pool: bool = False,
-        public_weights: bool = False,
-        seed_chosen: bool = False,
-    ) -> str:
-        """Says in plain words what the guarantee is, assumes and does not cover.
-
-        Args:
-          updates: updates spent; default all of the plan's.
-          assume_poisson: the batches came from the user, who says that they were
-            Poisson-sampled; the statement then says that nobody checked.
-          public_pool: synthetic images were mixed in.
-          public_weights: training started from pretrained weights.
-          seed_chosen: the user chose the seed.
-        """
-        updates = self.updates if updates is None else int(updates)
-        epsilon = self.epsilon(updates)
-        if math.isinf(epsilon) and self.noise_multiplier > 0:
-            return (
-                "This training run has NO stated guarantee: the "
-                f"{self.accountant.upper()} accountant gives no finite epsilon at "
-                f"delta = {self.delta:g}. Use a larger delta, more noise or the other "
-                "accountant."
-            )
-        if math.isinf(epsilon):
-            return (
-                "This training run is NOT differentially private: it adds no noise "
-                "(noise_multiplier = 0). Use it for comparison only."
-            )
-        shown = round_up(epsilon)
-        sampling = (
-            "The batches were supplied by the user, who states that they were drawn by "
-            "Poisson sampling; dpmix_tf did not draw them and cannot vouch for it."
-            if assume_poisson
-            else "The batches were drawn by dpmix_tf's own Poisson sampler."
-        )
-        return (
-            f"Guarantee: publishing the weights after {updates:,} updates is "
-            f"({shown}, {self.delta:g})-differentially private: epsilon = {shown}, "
-            f"delta = {self.delta:g}. Adjacency: {ADJACENCY}. Computed "
-            f"with dp-accounting {metadata.version('dp-accounting')}, "
-            f"{self.accountant.upper()} accountant.\n"
-            f"It assumes: each of {self.num_examples:,} examples joined each update's "
-            f"batch independently with probability {self.sampling_probability:.6g}; "
-            + (
-                "each example's gradient, the mean over its views, was clipped once to "
-                f"L2 norm {self.clip_norm:g}; "
-                if self.sensitivity == 1
-                else "the gradient of each microbatch, in which different examples are "
-                f"blended, was clipped once to L2 norm {self.clip_norm:g}, so that one "
-                f"example moves the sum by up to {self.sensitivity:g} times that; "
-            )
-            + "Gaussian noise of standard deviation "
-            f"{self.noise_multiplier:.6g} times that was added once to each update's "
-            "sum; and the seed of sampling and noise stays secret. "
-            + sampling
-            + (
-                " The pool of synthetic images is taken as public: it must not have "
-                "been made from, or chosen by looking at, the private examples."
-                if public_pool
-                else ""
-            )
-            + (
-                " The pretrained weights that training started from are taken as "
-                "public: none of the private examples may have been trained on."
-                if public_weights
-                else ""
-            )
-            + (
-                " The seed was chosen by the user: it must be random, secret and used "
-                "for this run alone; two runs with one seed share their noise."
-                if seed_chosen
-                else ""
-            )
-            + f"\nIt does not cover: {'; '.join(NOT_COVERED)}."
-        )
-
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON-able numbers and strings; `PrivacyPlan(**...)`."""
         return dataclasses.asdict(self)
+
+
+def finite_or_none(value: float) -> float | None:
+    """Returns the value as JSON can hold it: None where it is infinite or NaN."""
+    return value if math.isfinite(value) else None
 
 
 def round_up(epsilon: float) -> str:

@@ -12,6 +12,7 @@ cryptographic: the guarantee rests on the seed staying secret.
 
 import hashlib
 import secrets
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -21,9 +22,57 @@ from dpmix_tf.errors import DPMixError
 SEED_BITS = 128
 
 
-def fresh_seed() -> int:
-    """Returns 128 random bits from the operating system, as an int."""
-    return secrets.randbits(SEED_BITS)
+# Where a seed is from. Only a secret one carries a guarantee.
+SYSTEM = "system"  # drawn from the operating system for one run
+SHARED = "shared"  # derived from such a draw, the same for several runs
+CHOSEN = "chosen"  # by the user: whoever knows or guesses it can take the noise away
+
+
+class Seed(int):
+    """A seed that knows where it is from.
+
+    Attributes:
+      origin: SYSTEM, SHARED or CHOSEN.
+    """
+
+    origin: str
+
+    def __new__(cls, value: int, origin: str) -> "Seed":
+        """Makes a seed.
+
+        Raises:
+          DPMixError: the value is not an int in [0, 2**128).
+        """
+        check_seed(value)
+        seed = super().__new__(cls, value)
+        seed.origin = origin
+        return seed
+
+
+def as_seed(seed: int | None) -> Seed:
+    """Returns the seed to use where a user may give one: a plain int was chosen.
+
+    Raises:
+      DPMixError: it is not None or an int in [0, 2**128).
+    """
+    if isinstance(seed, Seed):
+        return seed
+    return fresh_seed() if seed is None else Seed(seed, CHOSEN)
+
+
+def fresh_seed() -> Seed:
+    """Returns 128 random bits from the operating system."""
+    return Seed(secrets.randbits(SEED_BITS), SYSTEM)
+
+
+def check_seed(seed: Any) -> None:
+    """Raises DPMixError unless `seed` is an int in [0, 2**128). Never quotes it."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise DPMixError(f"seed must be an int or None, received: {seed!r}.")
+    if not 0 <= int(seed) < 2**SEED_BITS:
+        raise DPMixError(
+            f"seed must be in [0, 2**{SEED_BITS}), received a value outside of it."
+        )
 
 
 def derive(seed: int, purpose: str) -> np.ndarray:
@@ -40,12 +89,7 @@ def derive(seed: int, purpose: str) -> np.ndarray:
     Raises:
       DPMixError: the seed is not an int in [0, 2**128).
     """
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise DPMixError(f"seed must be an int or None, received: {seed!r}.")
-    if not 0 <= int(seed) < 2**SEED_BITS:
-        raise DPMixError(
-            f"seed must be in [0, 2**{SEED_BITS}), received a value outside of it."
-        )
+    check_seed(seed)
     digest = hashlib.sha256(
         b"dpmix_tf/" + purpose.encode() + b"/" + int(seed).to_bytes(16, "big")
     ).digest()

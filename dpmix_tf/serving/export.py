@@ -21,11 +21,12 @@ from dpmix_tf.files import (
     write_folder_atomic,
 )
 from dpmix_tf.images import to_png
+from dpmix_tf.privacy import Ledger
 from dpmix_tf.serving.privacy_card import exported_versions, make_card, write_card
 from dpmix_tf.serving.signatures import add_signatures, probabilities_of
 from dpmix_tf.serving.warmup import FILE, read_warmup, write_warmup
 from dpmix_tf.training import restore_network
-from dpmix_tf.training.workdir import final_event, read_json, spent_updates
+from dpmix_tf.training.workdir import final_event, read_json, recorded_ledger
 from dpmix_tf.views.maker import as_float
 
 _TOLERANCE = 1e-5  # between probabilities that ought to be equal
@@ -138,7 +139,9 @@ def _restore(workdir, weights: str, data_name: str | None):
     card = make_card(
         metadata=metadata,
         config=read_json(workdir / "config.json"),
-        updates_spent=max(metadata["updates"], spent_updates(workdir)),
+        ledger=Ledger.from_list(metadata["ledger"], "The checkpoint").joined(
+            recorded_ledger(workdir)
+        ),
         weights=weights,
         parameters=network.count_params(),
         final=final_event(workdir),

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ import jsonschema
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_text_atomic
 from dpmix_tf.models.pretrained import ENCODERS
-from dpmix_tf.privacy import PrivacyPlan
-from dpmix_tf.privacy.plan import ADJACENCY, NOT_COVERED, round_up
+from dpmix_tf.privacy import Ledger, PrivacyPlan
+from dpmix_tf.privacy.ledger import CHOSEN_SEED
+from dpmix_tf.privacy.plan import finite_or_none, round_up
+from dpmix_tf.privacy.statement import ADJACENCY, NOT_COVERED, state_guarantee
 
 SCHEMA_VERSION = 1
 JSON_FILE = "privacy_card.json"
@@ -24,7 +25,7 @@ def make_card(
     *,
     metadata: dict[str, Any],
     config: dict[str, Any],
-    updates_spent: int,
+    ledger: Ledger,
     weights: str,
     parameters: int,
     final: dict[str, Any] | None,
@@ -35,7 +36,7 @@ def make_card(
     Args:
       metadata: of the checkpoint, from training.restore.restore_network.
       config: the run's config.json.
-      updates_spent: on record; never below the checkpoint's own.
+      ledger: what was spent, the checkpoint's and what is on record together.
       weights: "ema" or "raw".
       parameters: of the network.
       final: the last event of a finished run's metrics.jsonl, else None.
@@ -45,8 +46,6 @@ def make_card(
       A card that follows privacy_card.schema.json.
     """
     plan = PrivacyPlan(**metadata["plan"])
-    epsilon = plan.epsilon(updates_spent)
-    seed_chosen = config["seed"] is not None
     network, views = _without_paths(config["network"]), dict(config["views"])
     accuracy = "test_accuracy_ema" if weights == "ema" else "test_accuracy"
     evaluated = final is not None and final["updates"] == metadata["updates"]
@@ -63,7 +62,7 @@ def make_card(
             "image_shape": list(metadata["image_shape"]),
         },
         "privacy": {
-            "epsilon": epsilon if math.isfinite(epsilon) else None,
+            "epsilon": finite_or_none(ledger.epsilon(plan.delta, plan.accountant)),
             "delta": plan.delta,
             "adjacency": ADJACENCY,
             "accountant": plan.accountant,
@@ -74,9 +73,10 @@ def make_card(
             "noise_multiplier": plan.noise_multiplier,
             "clip_norm": plan.clip_norm,
             "sensitivity": plan.sensitivity,
-            "updates": updates_spent,
+            "updates": ledger.updates(plan),
             "planned_updates": plan.updates,
-            "seed_chosen_by_user": seed_chosen,
+            "seed_chosen_by_user": CHOSEN_SEED in ledger.conditions,
+            "ledger": ledger.to_list(),
         },
         "training_data": {
             "name": data_name or config["data"]["name"],
@@ -89,12 +89,7 @@ def make_card(
         "test_accuracy": (final or {}).get(accuracy) if evaluated else None,
         "not_covered": list(NOT_COVERED),
         "software": metadata["software"],
-        "statement": plan.statement(
-            updates_spent,
-            public_pool=metadata["pool_digest"] is not None,
-            public_weights=config["network"]["name"] == "pretrained",
-            seed_chosen=seed_chosen,
-        ),
+        "statement": state_guarantee(ledger, plan),
     }
 
 
@@ -191,6 +186,7 @@ def to_markdown(card: dict[str, Any]) -> str:
         "clip norm": f"{privacy['clip_norm']:g}",
         "sensitivity": f"{privacy['sensitivity']:g} clip norms",
         "updates": f"{privacy['updates']:,} of {privacy['planned_updates']:,} planned",
+        "trained before": _trained_before(card),
         "seed": "chosen by the user"
         if privacy["seed_chosen_by_user"]
         else "from the operating system",
@@ -214,6 +210,23 @@ def to_markdown(card: dict[str, Any]) -> str:
     lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
     statement = card["statement"].replace("\n", "\n\n")
     return "\n".join([*lines, "", "## What is guaranteed", "", statement]) + "\n"
+
+
+def _trained_before(card: dict[str, Any]) -> str:
+    """What was spent on the network under other plans than the last one."""
+    privacy = card["privacy"]
+    earlier = [
+        f"{entry['updates']:,} updates at noise multiplier "
+        f"{entry['plan']['noise_multiplier']:.6g}"
+        for entry in privacy.get("ledger", [])
+        if any(
+            privacy.get(key, value) != value
+            for key, value in entry["plan"].items()
+            if key != "updates"
+        )
+        and entry["updates"]
+    ]
+    return "; ".join(earlier) or "no"
 
 
 def _cell(value: str) -> str:

@@ -307,7 +307,7 @@ class CanaryModel(DPMixModel):
         """
         for variable, value in zip(_all(self.state()), state, strict=True):
             variable.assign(value)
-        self._most_updates = 0  # each run is audited by itself; none is released
+        self.account._next.assign(0)  # runs are audited one by one; none is released
         self._view_stream.seed.assign(randomness.derive(seed, "views"))
         self._mechanism.reseed(seed)
         self._scores.assign(tf.zeros_like(self._scores))

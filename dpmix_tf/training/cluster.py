@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.privacy.randomness import Seed
 
 STRATEGIES = ("none", "mirrored", "multi_worker")
 
@@ -102,8 +103,9 @@ def from_chief(strategy: tf.distribute.Strategy, value: np.ndarray) -> np.ndarra
         return tf.Variable(value, trainable=False).numpy()
 
 
-def seed_from_chief(strategy: tf.distribute.Strategy, seed: int) -> int:
+def seed_from_chief(strategy: tf.distribute.Strategy, seed: Seed) -> Seed:
     """Returns the chief's 128-bit seed in every process."""
     words = [seed >> shift & 0xFFFFFFFF for shift in range(0, 128, 32)]
     words = from_chief(strategy, np.array(words, np.int64))
-    return sum(int(word) << 32 * place for place, word in enumerate(words))
+    value = sum(int(word) << 32 * place for place, word in enumerate(words))
+    return Seed(value, seed.origin)

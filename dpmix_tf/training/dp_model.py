@@ -10,15 +10,18 @@ import tensorflow as tf
 from absl import logging
 
 from dpmix_tf.data import Batch, ExampleSource, PoissonBatches
-from dpmix_tf.errors import BudgetExhaustedError, DPMixError
+from dpmix_tf.errors import BudgetExhaustedError, DivergedError, DPMixError
 from dpmix_tf.models import count_activations, split_frozen_front, validate_network
-from dpmix_tf.privacy import PrivacyPlan, randomness
+from dpmix_tf.privacy import Ledger, PrivacyPlan, ledger, randomness
+from dpmix_tf.privacy.account import Account
 from dpmix_tf.privacy.clipping import (
     ClippedSum,
     choose_chunk_size,
     clipped_gradient_sum,
 )
 from dpmix_tf.privacy.mechanism import GaussianMechanism
+from dpmix_tf.privacy.plan import round_up
+from dpmix_tf.privacy.statement import state_guarantee
 from dpmix_tf.training import cluster
 from dpmix_tf.training.averaging import ExponentialMovingAverage
 from dpmix_tf.views import NaiveMixup, ViewMaker
@@ -46,9 +49,12 @@ class DPMixModel(keras.Model):
       model.compile(optimizer=keras.optimizers.SGD(4.0), metrics=["accuracy"])
       model.fit(PoissonBatches(source, plan), validation_data=(images, labels))
 
-    `model.save("x.keras")` and `keras.models.load_model` keep network, plan, views,
-    optimizer, averages and the count of updates, and not the secret seed: what was
-    loaded goes on with a fresh one. `model.network` is an ordinary Keras model.
+    What was spent is kept in a ledger that no weight, callback or exception rewinds.
+    It is the network's: another DPMixModel of the same network, or of layers of it,
+    continues it. `model.save("x.keras")` and `keras.models.load_model` keep network,
+    plan, views, optimizer, averages and the ledger, and not the secret seed: what was
+    loaded goes on with a fresh one. `model.network` is an ordinary Keras model; saved
+    by itself it does not carry the ledger.
 
     Args:
       network: Keras model, float images [n,H,W,C] -> logits [n,classes]; uint8 images
@@ -104,8 +110,7 @@ class DPMixModel(keras.Model):
                 "naive mixup does not share its microbatches out among replicas. Use "
                 "one replica."
             )
-        self.seed_chosen = seed is not None
-        seed = randomness.fresh_seed() if seed is None else seed
+        seed = randomness.as_seed(seed)
         self.network = network
         parts = split_frozen_front(network)
         self._parts = lambda: parts  # as attributes, Keras would save the layers twice
@@ -115,23 +120,21 @@ class DPMixModel(keras.Model):
         self.views = views
         self.chunk_size = self._checked_chunk_size(chunk_size)
         self.private_metrics = private_metrics
-        self.assume_poisson = False
-        self.public_weights = getattr(network, "public_weights", False)
-        self._most_updates = 0  # that this object has seen applied
         self.input_seconds = 0.0  # what `fit` has waited for batches
         self.num_classes = int(network.output_shape[-1])
         self._mechanism = GaussianMechanism(plan, seed)
         self._view_stream = randomness.Stream(seed, "views")
-        # Keras weights, so that save_weights and load_weights carry them: a model that
-        # came back with its count at zero would report too small an epsilon.
-        self._updates = self.add_weight(
-            name="updates",
-            shape=(),
-            dtype="int64",
-            initializer="zeros",
-            trainable=False,
-            aggregation="only_first_replica",
-        )
+        self.account = Account.open(network.variables, plan)
+        for condition, holds in {
+            ledger.CHOSEN_SEED: seed.origin == randomness.CHOSEN,
+            ledger.SHARED_SEED: seed.origin == randomness.SHARED,
+            ledger.PUBLIC_POOL: views.synthetic > 0,
+            ledger.PUBLIC_WEIGHTS: getattr(network, "public_weights", False),
+            ledger.PRIVATE_METRICS: private_metrics,
+        }.items():
+            if holds:
+                self.account.note(condition)
+        self._warn_of_history()
         self.average = ExponentialMovingAverage(network.trainable_variables, ema_decay)
         self._averages = self.average.averages
         self.built = True
@@ -158,25 +161,41 @@ class DPMixModel(keras.Model):
         logging.info("Chunks of %d example(s): %s.", chunk_size, why)
         return chunk_size
 
+    def _warn_of_history(self) -> None:
+        """Says what was spent on the network before; and by when, with this plan."""
+        before = self.ledger
+        if not any(
+            updates for plan, updates in before.by_plan().items() if plan != self.plan
+        ):
+            return
+        rest = Ledger.planned(self.plan, self.plan.updates - self.updates)
+        total = before.joined(rest).epsilon(self.plan.delta, self.plan.accountant)
+        logging.warning(
+            "The network was trained privately before. epsilon = %s is spent already; "
+            "with all updates of this plan it will be %s, at delta = %g.",
+            round_up(self.epsilon),
+            round_up(total),
+            self.plan.delta,
+        )
+
+    @property
+    def ledger(self) -> Ledger:
+        """Everything that was spent on the network, under this plan and others."""
+        return self.account.ledger
+
     @property
     def updates(self) -> int:
-        """Updates applied so far; each has been paid for."""
-        return self._keep_count()
+        """Updates charged so far under the plan."""
+        return self.account.next
 
     @property
     def epsilon(self) -> float:
-        """Epsilon spent so far, at plan.delta."""
-        return self.plan.epsilon(self.updates)
+        """Epsilon of everything spent on the network so far, at plan.delta."""
+        return self.ledger.epsilon(self.plan.delta, self.plan.accountant)
 
-    def statement(self, updates: int | None = None) -> str:
-        """Says in plain words what has been spent so far (or by `updates`)."""
-        return self.plan.statement(
-            self.updates if updates is None else updates,
-            assume_poisson=self.assume_poisson,
-            public_pool=self.views.synthetic > 0,
-            public_weights=self.public_weights,
-            seed_chosen=self.seed_chosen,
-        )
+    def statement(self) -> str:
+        """Says in plain words what has been spent so far."""
+        return state_guarantee(self.ledger, self.plan)
 
     def call(self, images, training=False):
         """Images [n,H,W,C], uint8 or float -> logits [n,classes]."""
@@ -207,7 +226,7 @@ class DPMixModel(keras.Model):
         if not self.average.follows(self.network.trainable_variables):
             raise DPMixError(
                 "Layers were frozen or unfrozen after this DPMixModel was made. Make a "
-                "new one of the network."
+                "new one of the network: it counts what this one has spent."
             )
         self._jit_chunks = bool(kwargs.pop("jit_compile", False))
         optimizer = keras.optimizers.get(optimizer)
@@ -269,17 +288,19 @@ class DPMixModel(keras.Model):
                 )
         if y is not None:
             raise DPMixError("fit takes PoissonBatches(source, plan), not x and y.")
+        _refuse_private_monitors(kwargs.get("callbacks"))
         several = cluster.num_workers(self.distribute_strategy) > 1
         if several and kwargs.get("validation_data") is not None:
             raise DPMixError(
                 "validation_data is not supported with several workers: call evaluate "
                 "on the network after fit."
             )
+        self.account.recount()
         left = self.plan.updates - self.updates
         if not self.average.follows(self.network.trainable_variables):
             raise DPMixError(
                 "Layers were frozen or unfrozen after compile. Make a new DPMixModel "
-                "of the network."
+                "of the network: it counts what this one has spent."
             )
         if isinstance(x, PoissonBatches):
             if x.plan != self.plan:
@@ -288,15 +309,16 @@ class DPMixModel(keras.Model):
                     f"{x.plan} against {self.plan}."
                 )
             self._check_source(x.source)
-            self.seed_chosen |= x.seed_chosen
-            data, available = self._share_out(x)
+            if x.seed.origin == randomness.CHOSEN:
+                self.account.note(ledger.CHOSEN_SEED)
+            data, available = self._share_out(x), left
         elif self.distribute_strategy.num_replicas_in_sync > 1:
             raise DPMixError(
                 "Only PoissonBatches can be shared out among several replicas; "
                 f"received: {type(x).__name__}."
             )
         elif assume_poisson and isinstance(x, tf.data.Dataset):
-            self.assume_poisson = True
+            self.account.note(ledger.UNCHECKED_SAMPLING)
             # A data set of unknown length ends with the budget.
             available = int(x.cardinality())
             data = x if available >= 0 else x.take(left)
@@ -320,30 +342,15 @@ class DPMixModel(keras.Model):
                 "new plan and train from the start."
             )
         kwargs.setdefault("shuffle", False)
-        if self.distribute_strategy.num_replicas_in_sync > 1:
-            # Keras cannot tell how long shared-out data is.
+        if isinstance(x, PoissonBatches):
+            # Keras cannot tell how long the data is: where it starts is known only
+            # once callbacks have loaded what they load.
             kwargs["steps_per_epoch"] = steps or available
-        try:
-            with cluster.lost_workers_reported(self.distribute_strategy):
-                return super().fit(data, **kwargs)
-        finally:
-            self._keep_count()
-
-    def _keep_count(self) -> int:
-        """Returns the count of updates, put back where it was rewound.
-
-        Keras rewinds weights, this count among them, where EarlyStopping restores the
-        best ones or older weights are loaded. What was spent stays spent, and no
-        update's noise is used twice.
-        """
-        updates = int(self._updates.numpy())
-        if updates < self._most_updates:
-            self._updates.assign(self._most_updates)
-        self._most_updates = max(updates, self._most_updates)
-        return self._most_updates
+        with cluster.lost_workers_reported(self.distribute_strategy):
+            return super().fit(data, **kwargs)
 
     def _share_out(self, batches: PoissonBatches):
-        """This process's part of the batches from here on; how many updates there are.
+        """This process's part of the batches, from the account's next update on.
 
         All processes draw with the first one's seed.
         """
@@ -353,16 +360,18 @@ class DPMixModel(keras.Model):
         batches = batches.starting_at(self.updates, seed=seed)
         replicas = strategy.num_replicas_in_sync
         if replicas == 1:
-            return batches.dataset(), len(batches)
+            return batches.dataset(start=lambda: self.updates)
 
         def part(context):
             each = replicas // context.num_input_pipelines
             first = each * context.input_pipeline_id
             return batches.dataset(
-                replicas=range(first, first + each), num_replicas=replicas
+                replicas=range(first, first + each),
+                num_replicas=replicas,
+                start=lambda: self.updates,
             )
 
-        return strategy.distribute_datasets_from_function(part), len(batches)
+        return strategy.distribute_datasets_from_function(part)
 
     def _maybe_symbolic_build(self, *unused, **also_unused):
         """Nothing is left to build; Keras's own fails on several replicas' batches."""
@@ -395,10 +404,19 @@ class DPMixModel(keras.Model):
                     else tf.function(update, input_signature=(spec,), autograph=False)
                 )
             logs = traced[spec](batch)
-            self._most_updates += 1
+            self._stop_if_diverged(logs.pop("finite"))
             return logs
 
         self.train_function = train_function
+
+    def _stop_if_diverged(self, finite: tf.Tensor) -> None:
+        if not finite:
+            raise DivergedError(
+                "The network no longer computes finite numbers after update "
+                f"{self.updates} of {self.plan.updates}: training has diverged and "
+                f"stops here, with epsilon = {round_up(self.epsilon)} spent. Lower the "
+                "learning rate and train a new network; what is spent stays spent."
+            )
 
     def abandon_update(self) -> None:
         """Makes `fit` fail in the update under way, of which nothing is applied.
@@ -431,19 +449,15 @@ class DPMixModel(keras.Model):
 
     def train_step(self, batch):
         """Makes one private update; called by Keras inside a graph."""
-        if not isinstance(batch, Batch) and not self.assume_poisson:
+        sampled = isinstance(batch, Batch)
+        if not sampled and ledger.UNCHECKED_SAMPLING not in self.account.conditions:
             raise DPMixError(
                 "train_step was given a batch that the plan's sampler did not draw. "
                 "Use fit(PoissonBatches(source, plan))."
             )
-        images, labels, ids = _unpack(batch)
+        images, labels, ids, number = _unpack(batch)
         with tf.control_dependencies([labels]):  # not before there is a batch
-            within = tf.debugging.Assert(
-                self._updates.value < self.plan.updates,
-                [f"The plan's {self.plan.updates} updates are spent: training stops."],
-            )
-        with tf.control_dependencies([within] if within is not None else []):
-            update = tf.identity(self._updates.value)
+            update = self.account.check(number)
         result = self._clipped_sum(images, labels, ids, update)
         size = tf.cast(tf.shape(images)[0], tf.float32)
         replica = tf.distribute.get_replica_context()
@@ -452,12 +466,14 @@ class DPMixModel(keras.Model):
                 tf.distribute.ReduceOp.SUM, (result, size)
             )
         with tf.control_dependencies(self._abandoned.checks(result)):
+            charged = self.account.charge(update)  # before anything noisy exists
+        with tf.control_dependencies([charged]):
             # Equal on all replicas, noise included: it is added once in total.
-            gradients = self._mechanism.noisy_mean(result.total, update)
-            self.optimizer.apply(gradients, self.network.trainable_variables)
-            self.average.update(update)
-            self._updates.assign_add(1)
-        logs = {"updates": update + 1}
+            gradients = self._mechanism.noisy_mean(result.total, charged)
+            weights = self.network.trainable_variables
+            self.optimizer.apply(gradients, weights)
+            self.average.update(charged)
+        logs = {"updates": charged + 1, "finite": self._is_finite(weights)}
         if self.private_metrics:
             size = tf.maximum(size, 1.0)
             logs["private_loss"] = result.loss_sum / size
@@ -465,6 +481,20 @@ class DPMixModel(keras.Model):
             logs["private_clipped"] = result.clipped / size
             logs["private_non_finite"] = result.non_finite
         return logs
+
+    def _is_finite(self, weights) -> tf.Tensor:
+        """Whether weights, and logits of public noise under them, are finite.
+
+        Both are post-processing. How many gradients are finite would be private.
+        """
+        noise = tf.random.stateless_uniform(
+            [2, *self.network.input_shape[1:]], seed=[0, 0]
+        )
+        numbers = [weight.value for weight in weights]
+        numbers.append(self.network(noise, training=False))
+        return tf.reduce_all(
+            [tf.reduce_all(tf.math.is_finite(each)) for each in numbers]
+        )
 
     def clipped_gradient_sum(self, images, labels, *, ids=None, update=None):
         """Returns what an update adds noise to. Private: it is not noised.
@@ -538,7 +568,6 @@ class DPMixModel(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """What `from_config` makes an equal model of, the seed left out."""
-        self._keep_count()  # before Keras saves the weights
         return {
             "name": self.name,
             "network": keras.saving.serialize_keras_object(self.network),
@@ -549,9 +578,7 @@ class DPMixModel(keras.Model):
             "chunk_size": self.chunk_size,
             "ema_decay": self.average.decay,
             "private_metrics": self.private_metrics,
-            "seed_chosen": self.seed_chosen,
-            "assume_poisson": self.assume_poisson,
-            "public_weights": self.public_weights,
+            "ledger": self.ledger.to_list(),  # a copy may be given these weights
         }
 
     @classmethod
@@ -562,8 +589,6 @@ class DPMixModel(keras.Model):
           DPMixError: the pool of synthetic images is gone or has changed.
         """
         config = dict(config)
-        told = ("seed_chosen", "assume_poisson", "public_weights")
-        history = {name: config.pop(name) for name in told}
         config["network"] = keras.saving.deserialize_keras_object(
             config["network"], custom_objects=custom_objects
         )
@@ -573,9 +598,9 @@ class DPMixModel(keras.Model):
         config["plan"] = PrivacyPlan(**config["plan"])
         kind = NaiveMixup if "microbatch" in config["views"] else ViewMaker
         config["views"] = kind.from_dict(config["views"])
+        history = Ledger.from_list(config.pop("ledger"), "The model's config")
         model = cls(**config)
-        for name, value in history.items():  # the updates so far were made under it
-            setattr(model, name, value)
+        model.account.absorb(history)
         return model
 
     def save(self, filepath, *arguments, **settings) -> None:
@@ -587,15 +612,17 @@ class DPMixModel(keras.Model):
     def load_weights(self, filepath, **settings) -> None:
         """Loads all weights of a `.weights.h5` or `.keras` file, or none of them.
 
+        What they were trained under comes along: the ledger is then at least theirs.
+
         Raises:
-          DPMixError: another kind of file, or skip_mismatch: the count of updates could
-            be left behind.
+          DPMixError: another kind of file, or skip_mismatch: the ledger could be left
+            behind.
         """
         if settings or not str(filepath).endswith((".weights.h5", ".keras")):
             raise DPMixError(
                 "load_weights takes a .weights.h5 or .keras file, and all of it, so "
-                f"that the count of updates comes along; received: {filepath} "
-                f"{settings or ''}. To start from weights alone, load them into "
+                f"that what was spent comes along; received: {filepath} "
+                f"{settings or ''}. To start from public weights, load them into "
                 "model.network."
             )
         variables = [*self.variables]
@@ -610,37 +637,28 @@ class DPMixModel(keras.Model):
             raise
 
     def save_own_variables(self, store) -> None:
-        """Saves, with the count of updates, what they were made under."""
+        """Saves, with the averages, what the weights were trained under."""
         super().save_own_variables(store)
-        text = json.dumps([self.plan.to_dict(), self.seed_chosen, self.assume_poisson])
-        store[_MADE_UNDER] = np.frombuffer(text.encode(), np.uint8)
+        text = json.dumps(self.ledger.to_list())
+        store[_LEDGER] = np.frombuffer(text.encode(), np.uint8)
 
     def load_own_variables(self, store) -> None:
         """Loads them.
 
         Raises:
-          DPMixError: weights of another plan: their updates cost something else.
+          DPMixError: the file does not say what its weights were trained under.
         """
-        names = set(store.keys())  # of an H5 file too, which is no dict
-        if _MADE_UNDER not in names:
+        names = set(store.keys())  # of an H5 file too, which is not a dict
+        if _LEDGER not in names:
             raise DPMixError(
-                "These weights do not say under what plan they were trained: they were "
-                "not saved by a DPMixModel. Load them into its network."
+                "These weights do not say what they were trained under: they were "
+                "not saved by a DPMixModel of this version. Weights that are public "
+                "can be loaded into its network."
             )
-        text = np.asarray(store[_MADE_UNDER], np.uint8).tobytes()
-        plan, seed_chosen, assume_poisson = json.loads(text)
-        if plan != self.plan.to_dict():
-            raise DPMixError(
-                "These weights were trained under another plan:\n"
-                f"  {plan}\nthan this model's:\n  {self.plan.to_dict()}\n"
-                "Load them into a model of their own plan; to start from them, load "
-                "its network's weights, and count both."
-            )
-        super().load_own_variables(
-            {name: store[name] for name in names - {_MADE_UNDER}}
-        )
-        self.seed_chosen |= seed_chosen
-        self.assume_poisson |= assume_poisson
+        text = np.asarray(store[_LEDGER], np.uint8).tobytes()
+        history = Ledger.from_list(json.loads(text), "The weights file")
+        super().load_own_variables({name: store[name] for name in names - {_LEDGER}})
+        self.account.absorb(history)
 
     def get_compile_config(self) -> dict[str, Any]:
         """What `compile` was given, for Keras to save."""
@@ -660,7 +678,6 @@ class DPMixModel(keras.Model):
             "network": kept_variables(self.network),
             "optimizer": list(self.optimizer.variables),
             "average": list(self.average.averages),
-            "updates": [self._updates],
         }
 
 
@@ -675,8 +692,7 @@ def kept_variables(network: keras.Model) -> list[Any]:
     return list(network.variables)
 
 
-# Where weights files keep the plan, and whether it was kept to.
-_MADE_UNDER = "made_under"
+_LEDGER = "ledger"  # where weights files keep it
 
 
 class _Flag:
@@ -703,13 +719,27 @@ class _Flag:
 
 
 def _unpack(batch):
-    """(images, labels, ids) of a Batch, or of (images, labels): positions as ids."""
+    """(images, labels, ids, update); of (images, labels): positions and None."""
     if isinstance(batch, Batch):
         return batch
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(batch)
     if weights is not None:
         raise DPMixError("Batches take no sample weights: every example counts once.")
-    return images, labels, tf.range(tf.shape(images)[0], dtype=tf.int64)
+    return images, labels, tf.range(tf.shape(images)[0], dtype=tf.int64), None
+
+
+def _refuse_private_monitors(callbacks: Any) -> None:
+    """Refuses callbacks that steer by numbers computed without noise."""
+    callbacks = getattr(callbacks, "callbacks", callbacks) or []
+    for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str) and monitor.startswith("private_"):
+            raise DPMixError(
+                f"{type(callback).__name__} monitors {monitor!r}, which is computed "
+                "from the training examples without noise: what it decides would not "
+                "be covered by the guarantee. Monitor a validation metric instead, "
+                "such as 'val_accuracy'."
+            )
 
 
 def _leave_gradients_as_they_are(optimizer: keras.optimizers.Optimizer) -> None:

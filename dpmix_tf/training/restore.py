@@ -9,6 +9,7 @@ import numpy as np
 from dpmix_tf.data import Dataset, load_dataset
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import build_network
+from dpmix_tf.privacy import Ledger
 from dpmix_tf.training.checkpoints import load_latest
 from dpmix_tf.training.dp_model import DPMixModel, kept_variables
 from dpmix_tf.training.workdir import differences, read_json
@@ -44,6 +45,8 @@ def restore_model(
         )
     for group, variables in model.state().items():
         _assign(group, variables, arrays)
+    history = Ledger.from_list(metadata["ledger"], "The checkpoint")
+    model.account.resume(history, metadata["run"])
 
 
 def restore_network(

@@ -176,7 +176,6 @@ def build_model(
         ema_decay=config.ema_decay,
         private_metrics=config.run.private_metrics,
     )
-    model.seed_chosen = config.seed is not None
     model.compile(
         optimizer=make_optimizer(config),
         metrics=["accuracy"],
@@ -247,9 +246,9 @@ class Trainer:
         self._software = versions()
         saved = self._load_checkpoint() if self.is_chief else None
         if saved is not None:
-            seed = int(saved[1]["seed"], 16)
+            seed = randomness.Seed(int(saved[1]["seed"], 16), randomness.SYSTEM)
         else:
-            seed = randomness.fresh_seed() if config.seed is None else config.seed
+            seed = randomness.as_seed(config.seed)
         self._seed = cluster.seed_from_chief(self.strategy, seed)
         self._check_same_data()
         with self.strategy.scope():
@@ -334,7 +333,6 @@ class Trainer:
         if model.updates == 0:
             self._checkpoint()  # the seed must survive a stop before the first update
         batches = PoissonBatches(self.dataset.train, plan, seed=self._seed)
-        batches.seed_chosen = self.config.seed is not None
         bar = tqdm(
             total=plan.updates,
             initial=model.updates,
@@ -364,11 +362,13 @@ class Trainer:
                 shown["epsilon"] = f"<={round_up(plan.epsilon(stop))}"
                 bar.set_postfix(shown)
                 started, waited = time.perf_counter(), model.input_seconds
-                history = self._fit(batches, stop - model.updates, each_update)
+                try:
+                    history = self._fit(batches, stop - model.updates, each_update)
+                finally:  # whatever happened, what was spent is on record first
+                    if self.workdir is not None:
+                        self.workdir.write_privacy(model)
                 waited = model.input_seconds - waited
                 shown["wait"] = f"{waited / (time.perf_counter() - started):.1%}"
-                if self.workdir is not None:
-                    self.workdir.write_privacy(model)
                 self._checkpoint()
                 if stopping.received:
                     raise self._stopped()
@@ -460,6 +460,8 @@ class Trainer:
         pool = self.model.views.pool
         metadata = {
             "updates": self.model.updates,
+            "ledger": self.model.ledger.to_list(),
+            "run": self.model.account.run,
             "seed": f"{self._seed:032x}",
             "plan": self.plan.to_dict(),
             "class_names": self.dataset.class_names,

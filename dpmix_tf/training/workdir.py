@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,10 @@ from ml_collections import ConfigDict
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_atomic, write_text_atomic
+from dpmix_tf.privacy import Ledger
+from dpmix_tf.privacy.ledger import CHOSEN_SEED
+from dpmix_tf.privacy.plan import finite_or_none
+from dpmix_tf.privacy.statement import KNOWN_SEED, state_guarantee
 from dpmix_tf.training.dp_model import DPMixModel
 
 
@@ -94,10 +97,11 @@ class WorkDir:
         caught up, what had been spent stands.
         """
         plan = model.plan
-        updates = max(model.updates, spent_updates(self.path))
-        epsilon = plan.epsilon(updates)
+        ledger = model.ledger.joined(recorded_ledger(self.path))
+        chosen = CHOSEN_SEED in ledger.conditions
         spent = {
-            "epsilon": epsilon if math.isfinite(epsilon) else None,
+            **({"warning": KNOWN_SEED} if chosen else {}),
+            "epsilon": finite_or_none(ledger.epsilon(plan.delta, plan.accountant)),
             "delta": plan.delta,
             "noise_multiplier": plan.noise_multiplier,
             "clip_norm": plan.clip_norm,
@@ -105,11 +109,12 @@ class WorkDir:
             "sampling_probability": plan.sampling_probability,
             "num_examples": plan.num_examples,
             "expected_batch_size": plan.expected_batch_size,
-            "updates": updates,
+            "updates": ledger.updates(plan),
             "planned_updates": plan.updates,
             "accountant": plan.accountant,
-            "seed_chosen_by_user": self._config["seed"] is not None,
-            "statement": model.statement(updates),
+            "seed_chosen_by_user": chosen,
+            "ledger": ledger.to_list(),
+            "statement": state_guarantee(ledger, plan),
         }
         write_text_atomic(
             self.path / "privacy.json", json.dumps(spent, indent=2) + "\n"
@@ -117,7 +122,12 @@ class WorkDir:
 
 
 class Metrics:
-    """metrics.jsonl and TensorBoard. Holds nothing un-noised unless asked to."""
+    """metrics.jsonl and TensorBoard.
+
+    They hold the accuracy on validation and test examples, which is not noised and not
+    covered by the guarantee. Of training examples they hold nothing un-noised, unless
+    run.private_metrics asks for it.
+    """
 
     def __init__(self, workdir: Path, keep_until: int):
         self._path = workdir / "metrics.jsonl"
@@ -140,9 +150,12 @@ class Metrics:
         event = {
             "event": kind,
             "updates": model.updates,
-            "epsilon": epsilon if math.isfinite(epsilon) else None,
+            "epsilon": finite_or_none(epsilon),
             "delta": model.plan.delta,
-            **values,
+            **{
+                name: finite_or_none(value) if isinstance(value, float) else value
+                for name, value in values.items()
+            },
         }
         self._events.append(event)
         text = "".join(json.dumps(one) + "\n" for one in self._events)
@@ -194,6 +207,18 @@ def spent_updates(workdir: Path) -> int:
             f"{updates!r}. {_DAMAGED}"
         )
     return updates
+
+
+def recorded_ledger(workdir: Path) -> Ledger:
+    """What a run's privacy.json says was spent; an empty ledger where there is none.
+
+    Raises:
+      DPMixError: it is damaged.
+    """
+    path = workdir / "privacy.json"
+    if not path.exists():
+        return Ledger()
+    return Ledger.from_list(read_json(path).get("ledger", None), str(path))
 
 
 def final_event(workdir: Path) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from dpmix_tf import views
 from dpmix_tf.data import ArraySource, PoissonBatches
 from dpmix_tf.errors import BudgetExhaustedError, DPMixError
 from dpmix_tf.models import wide_resnet
+from dpmix_tf.privacy.ledger import CHOSEN_SEED, UNCHECKED_SAMPLING
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.synthetic.pool import PoolWriter
 from dpmix_tf.training import DPMixModel
@@ -123,7 +124,7 @@ def test_an_uncompiled_model_is_saved(tmp_path):
 
 def test_the_word_of_a_user_is_not_forgotten(source, tmp_path):
     model = trained_model(source, updates=0)
-    model.assume_poisson = True
+    model.account.note(UNCHECKED_SAMPLING)
     model.save(tmp_path / "x.keras")
     assert "cannot vouch" in keras.models.load_model(tmp_path / "x.keras").statement()
 
@@ -191,7 +192,7 @@ def test_rewound_weights_do_not_rewind_what_was_spent(source, tmp_path):
     model.fit(
         batches, steps_per_epoch=1, epochs=2, verbose=0, callbacks=[Worse(), best]
     )
-    assert model.updates == int(model._updates) == 5
+    assert model.updates == 5
 
 
 def test_a_seed_chosen_for_the_sampler_is_told(source):
@@ -204,7 +205,7 @@ def test_a_seed_chosen_for_the_sampler_is_told(source):
 
 
 def test_weights_know_what_they_were_trained_under(tmp_path):
-    """Loaded under another plan, the same count of updates would mean another cost."""
+    """Loaded under another plan they cost what both plans cost together."""
     path = tmp_path / "x.weights.h5"
 
     def model_under(plan):
@@ -212,24 +213,26 @@ def test_weights_know_what_they_were_trained_under(tmp_path):
             tiny_network(), plan=plan, views=views.no_augmentation(), seed=None
         )
 
-    model = model_under(plan_for(40))
-    model.seed_chosen = model.assume_poisson = True
+    plan = plan_for(40)
+    model = model_under(plan)
+    model.account.note(CHOSEN_SEED, UNCHECKED_SAMPLING)
+    model.account._next.assign(4)
     model.save_weights(path)
-    same = model_under(plan_for(40))
-    assert not same.seed_chosen and not same.assume_poisson
+    same = model_under(plan)
+    assert not same.ledger.conditions
     same.load_weights(path)
-    assert same.seed_chosen and same.assume_poisson
-    other = model_under(dataclasses.replace(plan_for(40), noise_multiplier=50.0))
-    before = [np.asarray(v) for v in other.network.variables]
-    with pytest.raises(ValueError, match="another plan"):
-        other.load_weights(path)
-    for variable, value in zip(other.network.variables, before, strict=True):
-        np.testing.assert_array_equal(variable, value)
+    assert same.ledger.conditions == {CHOSEN_SEED, UNCHECKED_SAMPLING}
+    assert same.updates == 4
+    other = model_under(dataclasses.replace(plan, noise_multiplier=50.0))
+    other.load_weights(path)
+    assert other.updates == 0 and other.epsilon == plan.epsilon(4)
     # No way around it: nor one that would leave the count behind.
-    with pytest.raises(DPMixError, match="all of it"):
-        other.load_weights(path, skip_mismatch=True)
-    with pytest.raises(DPMixError, match="all of it"):
-        other.load_weights(tmp_path / "legacy.h5")
+    for wrong in ({"filepath": path, "skip_mismatch": True}, {"filepath": "legacy.h5"}):
+        with pytest.raises(DPMixError, match="all of it"):
+            other.load_weights(**wrong)
+    model.network.save_weights(tmp_path / "network.weights.h5")
+    with pytest.raises(ValueError):
+        other.load_weights(tmp_path / "network.weights.h5")
     with pytest.raises(DPMixError, match="takes a .keras file"):
         other.save(tmp_path / "legacy.h5")
     assert not (tmp_path / "legacy.h5").exists()

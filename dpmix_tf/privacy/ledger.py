@@ -1,0 +1,203 @@
+"""What a network was trained under: plans and their updates. It only ever grows.
+
+A `Ledger` is a value: entries, one per training run, that join by the larger count, so
+that no order of saving and loading makes them fewer. What variables were trained under
+is recorded on the variables themselves, so that whatever is built of them later (a new
+model, a larger network, the same layers partly frozen) finds it. A live model adds to
+it by an `Account`, see privacy/account.py.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.privacy import accounting
+from dpmix_tf.privacy.plan import PrivacyPlan
+
+# Conditions of a run, which its statement has to tell.
+CHOSEN_SEED = "chosen_seed"
+SHARED_SEED = "shared_seed"
+UNCHECKED_SAMPLING = "unchecked_sampling"
+PUBLIC_POOL = "public_pool"
+PUBLIC_WEIGHTS = "public_weights"
+PRIVATE_METRICS = "private_metrics"
+CONDITIONS = (
+    CHOSEN_SEED,
+    SHARED_SEED,
+    UNCHECKED_SAMPLING,
+    PUBLIC_POOL,
+    PUBLIC_WEIGHTS,
+    PRIVATE_METRICS,
+)
+
+_ATTRIBUTE = "_dpmix_tf_ledger"  # of a variable: run -> Record
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Updates that one training run made under one plan.
+
+    Attributes:
+      run: random name; tells two runs under equal plans apart.
+      plan: under which they were made.
+      updates: at least so many were made; 0 or more.
+      conditions: which of CONDITIONS hold of the run.
+    """
+
+    run: str
+    plan: PrivacyPlan
+    updates: int
+    conditions: frozenset[str] = frozenset()
+
+    def entry(self) -> "Entry":
+        """Itself; an Account gives its entry of now."""
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """Everything that was spent on a network, in the order in which it began.
+
+    Formal guarantee: the network's weights are (epsilon(delta), delta)-differentially
+    private, whichever of its updates' weights are published, if every entry's updates
+    were made by `PrivateStep` under its plan.
+
+    Attributes:
+      entries: one per run.
+    """
+
+    entries: tuple[Entry, ...] = ()
+
+    @classmethod
+    def planned(
+        cls, plan: PrivacyPlan, updates: int | None = None, conditions=()
+    ) -> "Ledger":
+        """Returns the ledger of one run of `plan`, by default of all its updates."""
+        updates = plan.updates if updates is None else int(updates)
+        entry = Entry(
+            run="planned",
+            plan=plan,
+            updates=updates,
+            conditions=frozenset(conditions),
+        )
+        return cls((entry,))
+
+    @classmethod
+    def of(cls, variables: Iterable[Any]) -> "Ledger":
+        """Returns what is recorded on Keras variables."""
+        found = [
+            record.entry()
+            for variable in variables
+            for record in records_of(variable).values()
+        ]
+        return cls().joined(cls(tuple(found)))
+
+    def joined(self, other: "Ledger") -> "Ledger":
+        """Returns the least ledger that is at least both."""
+        entries: dict[str, Entry] = {}
+        for entry in (*self.entries, *other.entries):
+            known = entries.get(entry.run, entry)
+            entries[entry.run] = dataclasses.replace(
+                entry,
+                updates=max(known.updates, entry.updates),
+                conditions=known.conditions | entry.conditions,
+            )
+        return Ledger(tuple(entries.values()))
+
+    @property
+    def conditions(self) -> frozenset[str]:
+        """What holds of any of the runs."""
+        return frozenset().union(*(entry.conditions for entry in self.entries))
+
+    def by_plan(self) -> dict[PrivacyPlan, int]:
+        """Updates made under each plan."""
+        found: dict[PrivacyPlan, int] = {}
+        for entry in self.entries:
+            found[entry.plan] = found.get(entry.plan, 0) + entry.updates
+        return found
+
+    def updates(self, plan: PrivacyPlan) -> int:
+        """Updates made under `plan`, by any run."""
+        return self.by_plan().get(plan, 0)
+
+    def epsilon(self, delta: float, accountant: str = "pld") -> float:
+        """Epsilon of all entries together, at one delta (adaptive composition).
+
+        Args:
+          delta: in (0, 1), of the whole.
+          accountant: "pld" or "rdp".
+        """
+        parts = tuple(
+            (float(plan.noise_multiplier), float(plan.sampling_probability), updates)
+            for plan, updates in self.by_plan().items()
+            if updates
+        )
+        return accounting.composed_epsilon(parts, float(delta), accountant)
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """The entries as JSON-able values; empty ones are left out."""
+        return [
+            {
+                "run": entry.run,
+                "plan": entry.plan.to_dict(),
+                "updates": entry.updates,
+                "conditions": sorted(entry.conditions),
+            }
+            for entry in self.entries
+            if entry.updates or entry.conditions
+        ]
+
+    @classmethod
+    def from_list(cls, entries: list[dict[str, Any]], where: str) -> "Ledger":
+        """Makes the ledger that `to_list` described.
+
+        Raises:
+          DPMixError: `where`, which names its file, describes none.
+        """
+        try:
+            made = [
+                Entry(
+                    run=str(entry["run"]),
+                    plan=PrivacyPlan(**entry["plan"]),
+                    updates=int(entry["updates"]),
+                    conditions=frozenset(entry["conditions"]),
+                )
+                for entry in entries
+            ]
+            if any(entry.updates < 0 for entry in made):
+                raise ValueError("updates below 0")
+        except (TypeError, KeyError, ValueError) as error:
+            raise DPMixError(
+                f"{where} does not say what was spent on its weights: {error}. It was "
+                "written by another version of dpmix_tf, or is damaged."
+            ) from error
+        return cls(tuple(made))
+
+
+class Record(Protocol):
+    """What variables were trained under: an Entry, or an Account that still grows."""
+
+    def entry(self) -> Entry:
+        """What it says now."""
+
+
+def records_of(variable: Any) -> dict[str, Record]:
+    """Returns the records of one Keras variable, by run, to be read or added to."""
+    if not hasattr(variable, _ATTRIBUTE):
+        setattr(variable, _ATTRIBUTE, {})
+    return getattr(variable, _ATTRIBUTE)
+
+
+def record_history(variables: Iterable[Any], history: Ledger) -> None:
+    """Records on Keras variables what they were trained under elsewhere.
+
+    Every DPMixModel made of them from then on counts it.
+    """
+    for variable in variables:
+        records = records_of(variable)
+        for entry in history.entries:
+            known = records.get(entry.run, entry)
+            if isinstance(known, Entry):
+                joined = Ledger((known,)).joined(Ledger((entry,)))
+                (records[entry.run],) = joined.entries

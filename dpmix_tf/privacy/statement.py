@@ -1,0 +1,146 @@
+"""What a ledger's guarantee is, assumes and does not cover, in plain words."""
+
+import math
+from importlib import metadata
+
+from dpmix_tf.privacy import ledger as conditions
+from dpmix_tf.privacy.ledger import Entry, Ledger
+from dpmix_tf.privacy.plan import PrivacyPlan, round_up
+
+ADJACENCY = (
+    "data sets that differ by adding or removing one example (one image with its label)"
+)
+NOT_COVERED = (
+    "hyperparameters chosen by looking at the same data",
+    "numbers computed without noise, such as training loss or validation accuracy",
+    "the number of examples and the number and names of classes, which are taken as "
+    "public",
+    "other releases made from the same data",
+    "people who appear in more than one example",
+    "floating-point effects of the noise generator",
+)
+KNOWN_SEED = (
+    "No guarantee while the seed is known: it was chosen by the user, and whoever "
+    "knows or guesses it can take the noise away."
+)
+
+
+def state_guarantee(ledger: Ledger, plan: PrivacyPlan) -> str:
+    """States the guarantee of a network's weights.
+
+    Args:
+      ledger: everything that the network was trained under.
+      plan: of the training run at hand; its delta and accountant are used, and its
+        planned updates are what choosing among updates costs.
+    """
+    epsilon = ledger.epsilon(plan.delta, plan.accountant)
+    spent = {plan: updates for plan, updates in ledger.by_plan().items() if updates}
+    if any(one.noise_multiplier == 0 for one in spent or {plan: 0}):
+        return (
+            "This training run is NOT differentially private: it adds no noise "
+            "(noise_multiplier = 0). Use it for comparison only."
+        )
+    if math.isinf(epsilon):
+        return (
+            "This training run has NO stated guarantee: the "
+            f"{plan.accountant.upper()} accountant gives no finite epsilon at "
+            f"delta = {plan.delta:g}. Use a larger delta, more noise or the other "
+            "accountant."
+        )
+    paragraphs = [
+        _guarantee(epsilon, sum(spent.values()), plan),
+        _assumptions(spent or {plan: 0}, ledger.conditions),
+        f"It does not cover: {'; '.join(NOT_COVERED)}.",
+    ]
+    whole = _cost_of_choosing(ledger, plan)
+    if whole:
+        paragraphs.insert(2, whole)
+    if conditions.CHOSEN_SEED in ledger.conditions:
+        paragraphs.insert(
+            0,
+            f"{KNOWN_SEED} What follows holds only if the seed is random, secret and "
+            "used for this run alone. For a guarantee, train without choosing a seed.",
+        )
+    return "\n".join(paragraphs)
+
+
+def _guarantee(epsilon: float, updates: int, plan: PrivacyPlan) -> str:
+    shown = round_up(epsilon)
+    return (
+        f"Guarantee: publishing the weights after {updates:,} updates is "
+        f"({shown}, {plan.delta:g})-differentially private: epsilon = {shown}, "
+        f"delta = {plan.delta:g}. Adjacency: {ADJACENCY}. Computed "
+        f"with dp-accounting {metadata.version('dp-accounting')}, "
+        f"{plan.accountant.upper()} accountant."
+    )
+
+
+def _assumptions(spent: dict[PrivacyPlan, int], noted: frozenset[str]) -> str:
+    if len(spent) == 1:
+        (plan,) = spent
+        parts = f"It assumes: {_mechanism(plan)}"
+    else:
+        listed = "; ".join(
+            f"({number}) in {updates:,} updates, {_mechanism(plan)}"
+            for number, (plan, updates) in enumerate(spent.items(), start=1)
+        )
+        parts = (
+            f"The network was trained under {len(spent)} plans, and epsilon covers "
+            f"them together. It assumes: {listed}"
+        )
+    sentences = [f"{parts}; and the seed of sampling and noise stays secret."]
+    sentences.append(
+        "The batches were supplied by the user, who states that they were drawn by "
+        "Poisson sampling; dpmix_tf did not draw them and cannot vouch for it."
+        if conditions.UNCHECKED_SAMPLING in noted
+        else "The batches were drawn by dpmix_tf's own Poisson sampler."
+    )
+    sentences += [text for name, text in _SENTENCES.items() if name in noted]
+    return " ".join(sentences)
+
+
+def _mechanism(plan: PrivacyPlan) -> str:
+    clipped = (
+        "each example's gradient, the mean over its views, was clipped once to "
+        f"L2 norm {plan.clip_norm:g}"
+        if plan.sensitivity == 1
+        else "the gradient of each microbatch, in which different examples are "
+        f"blended, was clipped once to L2 norm {plan.clip_norm:g}, so that one "
+        f"example moves the sum by up to {plan.sensitivity:g} times that"
+    )
+    return (
+        f"each of {plan.num_examples:,} examples joined each update's batch "
+        f"independently with probability {plan.sampling_probability:.6g}; {clipped}; "
+        "Gaussian noise of standard deviation "
+        f"{plan.noise_multiplier * plan.sensitivity:.6g} times that norm was added "
+        "once to each update's sum"
+    )
+
+
+_SENTENCES = {
+    conditions.SHARED_SEED: "This run shares its seed, and so its noise, with other "
+    "runs of an experiment: publish at most one of them; two together have no "
+    "guarantee.",
+    conditions.PUBLIC_POOL: "The pool of synthetic images is taken as public: it must "
+    "not have been made from, or chosen by looking at, the private examples.",
+    conditions.PUBLIC_WEIGHTS: "The pretrained weights that training started from are "
+    "taken as public: none of the private examples may have been trained on.",
+    conditions.PRIVATE_METRICS: "Numbers computed from the training examples without "
+    "noise (private_...) were shown while it trained; neither they nor what was "
+    "decided by them is covered.",
+}
+
+
+def _cost_of_choosing(ledger: Ledger, plan: PrivacyPlan) -> str | None:
+    """What it costs to publish these weights because they beat those of later ones."""
+    made = ledger.updates(plan)
+    if not 0 < made < plan.updates:
+        return None
+    rest = Entry(run="the rest", plan=plan, updates=plan.updates - made)
+    whole = ledger.joined(Ledger((rest,))).epsilon(plan.delta, plan.accountant)
+    return (
+        f"These are weights after {made:,} of {plan.updates:,} planned updates. "
+        "Choosing them among the weights of several updates, for instance by "
+        "validation accuracy, looks at all of those: over the whole run that costs "
+        f"epsilon = {round_up(whole)}."
+    )
