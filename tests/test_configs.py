@@ -13,6 +13,8 @@ from configs import finetune
 from dpmix_tf.data import ArraySource, PoissonBatches, describe_dataset
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import build_network
+from dpmix_tf.privacy import Ledger
+from dpmix_tf.privacy.statement import state_guarantee
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.synthetic.stable_diffusion import prompt_for
 from dpmix_tf.training import DPMixModel
@@ -84,7 +86,8 @@ def check_plan(config, num_examples):
     config.privacy.accountant = "rdp"
     plan = make_plan(config, num_examples)
     assert 0.98 * config.privacy.epsilon < plan.epsilon() <= config.privacy.epsilon
-    assert f"{config.privacy.updates}" in plan.statement().replace(",", "")
+    text = state_guarantee(Ledger.planned(plan), plan)
+    assert f"{config.privacy.updates}" in text.replace(",", "")
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import tensorflow as tf
 from dpmix_tf import views
 from dpmix_tf.data import ArraySource, PoissonBatches, load_dataset
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.privacy.account import Account
 from dpmix_tf.privacy.mechanism import GaussianMechanism, SeededGaussianSumQuery
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training import DPMixModel, Trainer, default_config, dp_model
@@ -398,27 +399,17 @@ def forgets_where_it_was():
     return _instead(PoissonBatches, "starting_at", make)
 
 
-@contextlib.contextmanager
 def every_other_update_counted():
-    """In the weight that is saved, and without the model's memory of what it saw."""
-
-    def make(train_step):
-        def uncounted(self, batch):
-            logs = train_step(self, batch)
-            with tf.control_dependencies([logs["updates"]]):
-                self._updates.assign_sub(self._updates.value % 2)
-            return logs
+    def make(charge):
+        def uncounted(self, update):
+            charged = charge(self, update)
+            with tf.control_dependencies([charged]):
+                self._next.assign_sub(self._next % 2)
+            return charged
 
         return uncounted
 
-    def saved(model):
-        return int(model._updates.numpy())
-
-    with (
-        _instead(DPMixModel, "train_step", make),
-        _instead(DPMixModel, "_keep_count", lambda _: saved),
-    ):
-        yield
+    return _instead(Account, "charge", make)
 
 
 @contextlib.contextmanager

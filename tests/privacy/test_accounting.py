@@ -3,7 +3,8 @@ import math
 import pytest
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.privacy import PrivacyPlan, accounting
+from dpmix_tf.privacy import Ledger, PrivacyPlan, accounting
+from dpmix_tf.privacy.statement import state_guarantee
 
 PUBLISHED = dict(num_examples=50_000, expected_batch_size=4096, delta=1e-5)
 
@@ -77,7 +78,7 @@ def test_epsilon_grows_with_every_update_and_starts_at_zero():
 def test_no_noise_is_no_privacy():
     plan = PrivacyPlan.for_noise(noise_multiplier=0.0, updates=1, **PUBLISHED)
     assert math.isinf(plan.epsilon())
-    assert "NOT differentially private" in plan.statement()
+    assert "NOT differentially private" in state_guarantee(Ledger.planned(plan), plan)
 
 
 def test_largest_integer_finds_the_last_that_passes():

@@ -8,7 +8,8 @@ import tensorflow as tf
 from dpmix_tf import views
 from dpmix_tf.data import ArraySource, PoissonBatches
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.privacy import randomness
+from dpmix_tf.privacy import Ledger, randomness
+from dpmix_tf.privacy.statement import state_guarantee
 from dpmix_tf.training import DPMixModel, default_config
 from dpmix_tf.training.trainer import make_plan
 from tests.conftest import plan_for, tiny_network
@@ -146,8 +147,10 @@ def test_noise_is_calibrated_for_twice_the_clip_norm():
     assert once.noise_multiplier == twice.noise_multiplier
     stddev = [model_deviation(plan) for plan in (once, twice)]
     assert stddev[1] == pytest.approx(2 * stddev[0], rel=0.05)
-    assert "moves the sum by up to 2 times that" in twice.statement()
-    assert "microbatch" not in once.statement()
+    assert "moves the sum by up to 2 times that" in state_guarantee(
+        Ledger.planned(twice), twice
+    )
+    assert "microbatch" not in state_guarantee(Ledger.planned(once), once)
 
 
 def model_deviation(plan):
