@@ -1,6 +1,7 @@
 """Public pretrained encoders under a privately trained head."""
 
 import contextlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from keras_cv.models.stable_diffusion import SimpleTokenizer
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models.structure import split_frozen_front
+from dpmix_tf.privacy.ledger import Ledger, record_history
 from dpmix_tf.weights import digest, load_weights
 
 # What CLIP's images were normalised with (Radford et al. 2021), of values in [0, 1].
@@ -179,6 +181,30 @@ def _from_file(path: str, size: int | None) -> tuple[keras.Model, list[list[Any]
     return network, [[layer] for layer in leaves]
 
 
+def _ledger_beside(path: str) -> Ledger:
+    """What the privacy card of an exported encoder says was spent on it, if it has one.
+
+    An encoder that was trained privately on the same people is not free: its updates
+    and the head's are composed.
+
+    Raises:
+      DPMixError: the card is damaged.
+    """
+    inside = Path(path, "assets.extra", "privacy_card.json")
+    card = inside if Path(path).is_dir() else Path(f"{path}.privacy_card.json")
+    if not card.exists():
+        return Ledger()
+    try:
+        privacy = json.loads(card.read_text(encoding="utf-8"))["privacy"]
+        entries = privacy["ledger"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DPMixError(
+            f"{card} does not say what was spent on {path}: {error!r}. Export the "
+            "encoder again; if it was trained on public images alone, remove the card."
+        ) from error
+    return Ledger.from_list(entries, str(card))
+
+
 def _from_saved_model(path: str, size: int | None) -> keras.Model:
     if size is None:
         raise DPMixError(f"{path} is a SavedModel: give network.image_size, in pixels.")
@@ -290,6 +316,8 @@ def pretrained(
     network = keras.Model(inputs, head(x), name=name)
     # For the statement of the guarantee; random ones are nobody's.
     network.public_weights = encoder not in ENCODERS or weights is not None
+    if encoder not in ENCODERS:
+        record_history(network.variables, _ledger_beside(encoder))
     if text_embeddings is not None:
         head.kernel.assign(_zero_shot(text_embeddings, (num_classes, width)))
     return network

@@ -1,5 +1,6 @@
 """Public encoders under a private head."""
 
+import json
 import sys
 
 import h5py
@@ -13,6 +14,7 @@ from dpmix_tf import views
 from dpmix_tf.data import ArraySource, PoissonBatches
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import split_frozen_front, validate_network
+from dpmix_tf.privacy import Ledger
 from dpmix_tf.training import DPMixModel
 from tests.conftest import ROOT, plan_for
 
@@ -298,6 +300,24 @@ def test_a_saved_model_can_be_the_encoder(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DPMixError, match="is no SavedModel"):
         build(tmp_path / "empty", image_size=24)
+
+
+@pytest.mark.parametrize("exported", ["file", "folder"])
+def test_an_encoder_with_a_privacy_card_is_not_free(exported, own_file, tmp_path):
+    spent = Ledger.planned(plan_for(100, updates=7))
+    path, encoder = own_file
+    card, settings = path.with_name("own.keras.privacy_card.json"), {}
+    if exported == "folder":
+        path, settings = tmp_path / "saved", {"image_size": 16}
+        encoder.export(path, verbose=False)
+        card = path / "assets.extra" / "privacy_card.json"
+        card.parent.mkdir()
+    card.write_text(json.dumps({"privacy": {"ledger": spent.to_list()}}))
+    network = build(path, **settings)
+    assert Ledger.of(network.variables).by_plan() == spent.by_plan()
+    card.write_text("{}")
+    with pytest.raises(DPMixError, match="does not say what was spent"):
+        build(path, **settings)
 
 
 def test_grey_images_fit_an_encoder_of_colours():

@@ -1,6 +1,10 @@
 import pytest
 
-from tests.museum.exhibits import EXHIBITS, nothing_but_gradients
+from tests.museum import forgetting
+from tests.museum.exhibits import EXHIBITS as GUARANTEE
+from tests.museum.exhibits import nothing_but_gradients
+
+EXHIBITS = [*GUARANTEE, *forgetting.EXHIBITS]
 
 CHECKS = sorted({exhibit.check.__name__: exhibit.check for exhibit in EXHIBITS}.items())
 
