@@ -14,6 +14,7 @@ ALLOWED = {
     "synthetic": {"privacy"},
     "data": {"privacy"},
     "training": {"views", "data", "models", "synthetic", "privacy"},
+    "auditing": {"training", "views", "data", "models", "privacy"},
     "serving": {"training", "views", "data", "models", "synthetic", "privacy"},
     "experiments": {"serving", "training", "views", "data", "models", "privacy"},
 }

@@ -18,7 +18,8 @@ from dpmix_tf.privacy.statement import state_guarantee
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.synthetic.stable_diffusion import prompt_for
 from dpmix_tf.training import DPMixModel
-from dpmix_tf.training.trainer import make_optimizer, make_plan
+from dpmix_tf.training.build import make_plan
+from dpmix_tf.training.optimizers import make_optimizer
 from dpmix_tf.views import make_views
 from tests.conftest import ROOT
 from tests.models.test_pretrained import SMALL, pretrained

@@ -40,8 +40,8 @@ def _main(argv: list[str]) -> None:
     common.require(workdir=_WORKDIR.value)
     if _CONFIG.value is None and _TRAINED.value is None:
         raise DPMixError("--config or --trained is missing. See --help.")
+    from dpmix_tf import auditing
     from dpmix_tf.files import write_text_atomic
-    from dpmix_tf.training import auditing
 
     workdir = Path(_WORKDIR.value)
     try:  # before anything is trained

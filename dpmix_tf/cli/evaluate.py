@@ -21,11 +21,8 @@ _DATA_DIR = flags.DEFINE_string(
 
 def _main(argv: list[str]) -> None:
     common.require(workdir=_WORKDIR.value)
-    import keras
-
-    from dpmix_tf.data import ordered_batches
+    from dpmix_tf.training.evaluation import make_predict, measure_accuracy
     from dpmix_tf.training.restore import restore_data, restore_network
-    from dpmix_tf.views.maker import as_float
 
     workdir = Path(_WORKDIR.value)
     result: dict[str, object] = {"split": _SPLIT.value}
@@ -41,11 +38,9 @@ def _main(argv: list[str]) -> None:
                     "(data.validation_fraction = 0). Use --split=test."
                 )
             result |= {"examples": len(source), "updates": metadata["updates"]}
-        accuracy = keras.metrics.SparseCategoricalAccuracy()
-        for images, labels in ordered_batches(source, 500):
-            accuracy.update_state(labels, network(as_float(images), training=False))
+        accuracy = measure_accuracy(make_predict(network), source)
         name = f"{_SPLIT.value}_accuracy" + ("_ema" if weights == "ema" else "")
-        result[name] = round(float(accuracy.result()), 6)
+        result[name] = round(accuracy.overall, 6)
     print(json.dumps(result, indent=2))
 
 

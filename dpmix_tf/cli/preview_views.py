@@ -21,8 +21,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the views.", lower_bound=0)
 def _main(argv: list[str]) -> None:
     common.require(config=_CONFIG.value)
     from dpmix_tf.data import load_dataset
-    from dpmix_tf.training.trainer import load_pool
-    from dpmix_tf.views import NaiveMixup, make_views
+    from dpmix_tf.training.build import load_pool
+    from dpmix_tf.views import make_views
     from dpmix_tf.views.preview import draw_views
 
     config = _CONFIG.value
@@ -33,7 +33,7 @@ def _main(argv: list[str]) -> None:
             f"received: {_INDEX.value}."
         )
     views = make_views(config.views.to_dict(), load_pool(config, dataset))
-    if isinstance(views, NaiveMixup):
+    if views.sensitivity > 1:
         raise DPMixError("Naive mixup has no views of one example to be drawn.")
     images, labels = dataset.train.read([_INDEX.value])
     draw_views(

@@ -6,6 +6,7 @@ from dpmix_tf.data.sources import (
     ArraySource,
     ExampleSource,
     ImageFolderSource,
+    in_order,
     ordered_batches,
 )
 
@@ -18,6 +19,7 @@ __all__ = [
     "ImageFolderSource",
     "PoissonBatches",
     "describe_dataset",
+    "in_order",
     "load_dataset",
     "ordered_batches",
 ]

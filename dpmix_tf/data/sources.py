@@ -60,6 +60,10 @@ class ExampleSource(abc.ABC):
         """
         return _digest(self.class_names, self.image_shape, len(self))
 
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Reads all examples: images [n,H,W,C] of image_dtype; labels, int32 [n]."""
+        return self.read(np.arange(len(self)))
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> "ExampleSource":
         """Returns a source of the examples at `indices`, renumbered from 0."""
         return _Subset(self, np.asarray(indices, np.int64))
@@ -317,6 +321,13 @@ def ordered_batches(source: ExampleSource, batch_size: int) -> tf.data.Dataset:
         .map(to_batch, num_parallel_calls=2, deterministic=True)
         .prefetch(2)
         .with_options(fixed_options())
+    )
+
+
+def in_order(data: Any, batch_size: int = 500) -> Any:
+    """Returns `ordered_batches` of a source; anything else as it is."""
+    return (
+        ordered_batches(data, batch_size) if isinstance(data, ExampleSource) else data
     )
 
 

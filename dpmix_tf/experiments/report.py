@@ -21,7 +21,7 @@ from dpmix_tf.experiments.document import (
 from dpmix_tf.experiments.statistics import paired_difference, standard_error
 from dpmix_tf.experiments.study import CHOSEN_BY, Run, Study
 from dpmix_tf.privacy import accounting
-from dpmix_tf.training.trainer import load_pool
+from dpmix_tf.training.build import load_pool
 from dpmix_tf.training.workdir import read_json
 from dpmix_tf.views import make_views
 from dpmix_tf.views.preview import draw_views

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_text_atomic
 from dpmix_tf.training.workdir import differences, read_json
+from dpmix_tf.views import count_views
 
 # What trials are chosen by: an event's accuracy of averaged weights.
 CHOSEN_BY = "validation_accuracy_ema"
@@ -149,13 +150,13 @@ class Study:
 
     def views_per_example(self, arm: str) -> int:
         """K of an arm."""
-        fields = self.fields(arm)
-        base, mixed, synthetic = (
-            fields[f"views.{name}"] for name in ("base", "mixed", "synthetic")
+        return count_views(
+            {
+                name.removeprefix("views."): value
+                for name, value in self.fields(arm).items()
+                if name.startswith("views.")
+            }
         )
-        if fields["views.microbatch"] is not None:
-            return 1
-        return mixed if fields["views.only_mixed"] else base + mixed + synthetic
 
     def _combine_trials(self) -> list[tuple[tuple[str, Any], ...]]:
         """All combinations of the values to tune over; one empty one for none."""

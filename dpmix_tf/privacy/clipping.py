@@ -82,7 +82,7 @@ def clipped_gradient_sum(
     mechanism: GaussianMechanism,
     variables: list[tf.Variable],
     examples: tuple[tf.Tensor, ...],
-    views_of: Callable[..., tuple[tf.Tensor, tf.Tensor]],
+    make_views: Callable[..., tuple[tf.Tensor, tf.Tensor]],
     mean_loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     *,
     chunk_size: int,
@@ -95,7 +95,7 @@ def clipped_gradient_sum(
       mechanism: clips and adds.
       variables: what to differentiate by; anything else in the network stays frozen.
       examples: tensors [n,...], the batch; n varies, and 0 gives zeros.
-      views_of: the examples of a chunk, tensors [chunk_size,...] -> (their views
+      make_views: the examples of a chunk, tensors [chunk_size,...] -> (their views
         [chunk_size,K,...], soft labels [chunk_size,K,classes]), each example's made of
         it alone. It is outside the tape: what it computes stays frozen.
       mean_loss: one example's (views [K,...], labels [K,classes]) -> mean loss over its
@@ -144,7 +144,7 @@ def clipped_gradient_sum(
         rows = tf.minimum(positions, count - 1)
         chunk = tuple(tf.gather(part, rows) for part in examples)
         # Outside XLA, which draws other random numbers and lacks some image kernels.
-        views, labels = views_of(*chunk)
+        views, labels = make_views(*chunk)
         counted = positions < count
         return start + chunk_size, add_chunk(accumulated, counted, views, labels)
 

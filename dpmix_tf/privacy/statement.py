@@ -136,11 +136,30 @@ def _cost_of_choosing(ledger: Ledger, plan: PrivacyPlan) -> str | None:
     made = ledger.updates(plan)
     if not 0 < made < plan.updates:
         return None
-    rest = Entry(run="the rest", plan=plan, updates=plan.updates - made)
-    whole = ledger.joined(Ledger((rest,))).epsilon(plan.delta, plan.accountant)
+    whole = _when_finished(ledger, plan)
     return (
         f"These are weights after {made:,} of {plan.updates:,} planned updates. "
         "Choosing them among the weights of several updates, for instance by "
         "validation accuracy, looks at all of those: over the whole run that costs "
         f"epsilon = {round_up(whole)}."
     )
+
+
+def history_warning(ledger: Ledger, plan: PrivacyPlan) -> str | None:
+    """What to say before `plan` starts on a network that other plans have trained."""
+    if not any(updates for known, updates in ledger.by_plan().items() if known != plan):
+        return None
+    spent = ledger.epsilon(plan.delta, plan.accountant)
+    total = _when_finished(ledger, plan)
+    return (
+        f"The network was trained privately before: epsilon = {round_up(spent)} is "
+        f"spent already. With all updates of this plan it will be {round_up(total)}, "
+        f"at delta = {plan.delta:g}."
+    )
+
+
+def _when_finished(ledger: Ledger, plan: PrivacyPlan) -> float:
+    """Epsilon once all updates of the plan are made."""
+    left = max(0, plan.updates - ledger.updates(plan))
+    rest = Ledger((Entry(run="the rest", plan=plan, updates=left),))
+    return ledger.joined(rest).epsilon(plan.delta, plan.accountant)

@@ -3,10 +3,13 @@
 import contextlib
 import json
 import os
+from collections.abc import Callable
 
+import keras
 import numpy as np
 import tensorflow as tf
 
+from dpmix_tf.data import PoissonBatches
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy.randomness import Seed
 
@@ -103,9 +106,50 @@ def from_chief(strategy: tf.distribute.Strategy, value: np.ndarray) -> np.ndarra
         return tf.Variable(value, trainable=False).numpy()
 
 
+def share_out(
+    strategy: tf.distribute.Strategy, batches: PoissonBatches, start: Callable[[], int]
+):
+    """Returns this process's part of the batches: data that Keras's fit takes.
+
+    Args:
+      strategy: whose replicas each get a part of every batch.
+      batches: the same in all processes.
+      start: called whenever the data is iterated over, returns the first update.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if replicas == 1:
+        return batches.dataset(start=start)
+
+    def part(context):
+        each = replicas // context.num_input_pipelines
+        first = each * context.input_pipeline_id
+        return batches.dataset(
+            replicas=range(first, first + each), num_replicas=replicas, start=start
+        )
+
+    return strategy.distribute_datasets_from_function(part)
+
+
 def seed_from_chief(strategy: tf.distribute.Strategy, seed: Seed) -> Seed:
     """Returns the chief's 128-bit seed in every process."""
     words = [seed >> shift & 0xFFFFFFFF for shift in range(0, 128, 32)]
     words = from_chief(strategy, np.array(words, np.int64))
     value = sum(int(word) << 32 * place for place, word in enumerate(words))
     return Seed(value, seed.origin)
+
+
+def leave_gradients_as_they_are(optimizer: keras.optimizers.Optimizer) -> None:
+    """Keeps a Keras optimizer from adding up the replicas' gradients.
+
+    They are equal already, noise included. Adding up what is not yet noisy is no way
+    out: the optimizer's own clipping, if any, would come before the noise.
+    """
+    if hasattr(optimizer, "inner"):
+        leave_gradients_as_they_are(optimizer.inner)
+    if not hasattr(optimizer, "_all_reduce_sum_gradients"):
+        raise DPMixError(
+            f"Keras {keras.__version__} adds gradients up over replicas in a way that "
+            "dpmix_tf does not know: the noise would be wrong. Use one replica, or a "
+            "Keras version that requirements.txt allows."
+        )
+    optimizer._all_reduce_sum_gradients = lambda gradients: gradients

@@ -1,30 +1,26 @@
 """DPMixModel: a Keras model whose train_step is one differentially private update."""
 
-import json
-import time
-from typing import Any
+from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from dpmix_tf.data import Batch, ExampleSource, PoissonBatches
-from dpmix_tf.errors import BudgetExhaustedError, DivergedError, DPMixError
-from dpmix_tf.models import count_activations, split_frozen_front, validate_network
+from dpmix_tf.data import Batch, ExampleSource, PoissonBatches, in_order
+from dpmix_tf.errors import DivergedError, DPMixError
+from dpmix_tf.models import validate_network
 from dpmix_tf.privacy import Ledger, PrivacyPlan, ledger, randomness
 from dpmix_tf.privacy.account import Account
-from dpmix_tf.privacy.clipping import (
-    ClippedSum,
-    choose_chunk_size,
-    clipped_gradient_sum,
-)
-from dpmix_tf.privacy.mechanism import GaussianMechanism
 from dpmix_tf.privacy.plan import round_up
-from dpmix_tf.privacy.statement import state_guarantee
+from dpmix_tf.privacy.statement import history_warning, state_guarantee
 from dpmix_tf.training import cluster
 from dpmix_tf.training.averaging import ExponentialMovingAverage
-from dpmix_tf.views import NaiveMixup, ViewMaker
+from dpmix_tf.training.checks import check_budget, check_fit_arguments, check_source
+from dpmix_tf.training.loop import TrainFunction, is_finite
+from dpmix_tf.training.private_step import PrivateStep, as_batch
+from dpmix_tf.training.saving import Saving
+from dpmix_tf.views import Views
 from dpmix_tf.views.maker import as_float
 
 # float16 is not among them: it needs loss scaling.
@@ -32,7 +28,7 @@ _COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 @keras.saving.register_keras_serializable(package="dpmix_tf")
-class DPMixModel(keras.Model):
+class DPMixModel(Saving):
     """Trains `network` under `plan` on views made by `views`.
 
     One update: for each example of a Poisson-sampled batch, make its K views, take the
@@ -47,7 +43,7 @@ class DPMixModel(keras.Model):
     Example:
       model = DPMixModel(network, plan=plan, views=dp_mix_self(augment="crop_flip"))
       model.compile(optimizer=keras.optimizers.SGD(4.0), metrics=["accuracy"])
-      model.fit(PoissonBatches(source, plan), validation_data=(images, labels))
+      model.fit(source, validation_data=validation_source)
 
     What was spent is kept in a ledger that no weight, callback or exception rewinds.
     It is the network's: another DPMixModel of the same network, or of layers of it,
@@ -69,6 +65,7 @@ class DPMixModel(keras.Model):
       ema_decay: of the averaged weights, in [0, 1).
       private_metrics: show the un-noised training loss, gradient norm and share of
         clipped examples, named "private_...". They are not covered by the guarantee.
+      make_step: makes the PrivateStep; an audit adds its canaries in one of its own.
 
     Raises:
       DPMixError: the network is not allowed under differential privacy.
@@ -79,11 +76,12 @@ class DPMixModel(keras.Model):
         network: keras.Model,
         *,
         plan: PrivacyPlan,
-        views: ViewMaker | NaiveMixup,
+        views: Views,
         seed: int | None = None,
         chunk_size: int | None = None,
         ema_decay: float = 0.9999,
         private_metrics: bool = False,
+        make_step: Callable[..., PrivateStep] = PrivateStep,
         name: str = "dp_mix_model",
     ):
         super().__init__(name=name)
@@ -105,26 +103,27 @@ class DPMixModel(keras.Model):
                 f"norms; with these views it is {views.sensitivity:g}. Make the plan "
                 "with sensitivity=views.sensitivity."
             )
-        if views.sensitivity > 1 and self.distribute_strategy.num_replicas_in_sync > 1:
+        if self.distribute_strategy.num_replicas_in_sync > 1 and not views.shareable:
             raise DPMixError(
-                "naive mixup does not share its microbatches out among replicas. Use "
-                "one replica."
+                f"{views.kind} does not share its records out among replicas. Use one "
+                "replica."
             )
         seed = randomness.as_seed(seed)
         self.network = network
-        parts = split_frozen_front(network)
-        self._parts = lambda: parts  # as attributes, Keras would save the layers twice
-        self._jit_chunks = False
-        self._abandoned = _Flag(self.distribute_strategy)
         self.plan = plan
         self.views = views
-        self.chunk_size = self._checked_chunk_size(chunk_size)
+        self.account = Account.open(network.variables, plan)
+        self.step = make_step(
+            network,
+            plan=plan,
+            views=views,
+            seed=seed,
+            account=self.account,
+            chunk_size=chunk_size,
+        )
         self.private_metrics = private_metrics
         self.input_seconds = 0.0  # what `fit` has waited for batches
         self.num_classes = int(network.output_shape[-1])
-        self._mechanism = GaussianMechanism(plan, seed)
-        self._view_stream = randomness.Stream(seed, "views")
-        self.account = Account.open(network.variables, plan)
         for condition, holds in {
             ledger.CHOSEN_SEED: seed.origin == randomness.CHOSEN,
             ledger.SHARED_SEED: seed.origin == randomness.SHARED,
@@ -134,49 +133,16 @@ class DPMixModel(keras.Model):
         }.items():
             if holds:
                 self.account.note(condition)
-        self._warn_of_history()
+        if warning := history_warning(self.ledger, plan):
+            logging.warning("%s", warning)
         self.average = ExponentialMovingAverage(network.trainable_variables, ema_decay)
         self._averages = self.average.averages
         self.built = True
 
-    def _checked_chunk_size(self, chunk_size: int | None) -> int:
-        """The chunk size asked for, or one that suits the network; logged."""
-        if chunk_size is not None and chunk_size < 1:
-            raise DPMixError(f"chunk_size must be 1 or more, received: {chunk_size}.")
-        views = self.views.views_per_record
-        activations = count_activations(self._parts()[1])
-        weights = sum(int(np.prod(v.shape)) for v in self.network.trainable_variables)
-        if chunk_size is not None:
-            why = "as asked for"
-        else:
-            chunk_size = choose_chunk_size(
-                views_per_example=views,
-                activations_per_view=activations,
-                parameters=weights,
-            )
-            why = (
-                f"K = {views}, {activations} activations a view, {weights} "
-                "trainable weights"
-            )
-        logging.info("Chunks of %d example(s): %s.", chunk_size, why)
-        return chunk_size
-
-    def _warn_of_history(self) -> None:
-        """Says what was spent on the network before; and by when, with this plan."""
-        before = self.ledger
-        if not any(
-            updates for plan, updates in before.by_plan().items() if plan != self.plan
-        ):
-            return
-        rest = Ledger.planned(self.plan, self.plan.updates - self.updates)
-        total = before.joined(rest).epsilon(self.plan.delta, self.plan.accountant)
-        logging.warning(
-            "The network was trained privately before. epsilon = %s is spent already; "
-            "with all updates of this plan it will be %s, at delta = %g.",
-            round_up(self.epsilon),
-            round_up(total),
-            self.plan.delta,
-        )
+    @property
+    def chunk_size(self) -> int:
+        """Examples vectorised together."""
+        return self.step.chunk_size
 
     @property
     def ledger(self) -> Ledger:
@@ -223,12 +189,8 @@ class DPMixModel(keras.Model):
             if kwargs.pop(argument, None) is not None:
                 raise DPMixError(f"compile takes no {argument}: {why}.")
         validate_network(self.network)  # layers may have been unfrozen meanwhile
-        if not self.average.follows(self.network.trainable_variables):
-            raise DPMixError(
-                "Layers were frozen or unfrozen after this DPMixModel was made. Make a "
-                "new one of the network: it counts what this one has spent."
-            )
-        self._jit_chunks = bool(kwargs.pop("jit_compile", False))
+        self._refuse_refrozen()
+        self.step.jit_compile = bool(kwargs.pop("jit_compile", False))
         optimizer = keras.optimizers.get(optimizer)
         inner = getattr(optimizer, "inner", optimizer)
         if isinstance(inner, keras.optimizers.LossScaleOptimizer):
@@ -243,7 +205,7 @@ class DPMixModel(keras.Model):
                 "expected_batch_size instead: memory does not grow with it."
             )
         if self.distribute_strategy.num_replicas_in_sync > 1:
-            _leave_gradients_as_they_are(optimizer)
+            cluster.leave_gradients_as_they_are(optimizer)
         super().compile(
             optimizer=optimizer,
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -263,14 +225,15 @@ class DPMixModel(keras.Model):
         """Trains on Poisson-sampled batches until they or the plan's updates end.
 
         Args:
-          x: PoissonBatches made with this plan. It continues at this model's update, so
-            that calling fit again never draws the same batches again.
+          x: the private examples, a source, which is Poisson-sampled by the plan; or
+            PoissonBatches of it made with this plan. Either continues at the plan's
+            next update, so that calling fit again never draws the same batches again.
           y: not used.
           assume_poisson: take `x` as any dataset of (images, labels) batches, on your
             word that they are Poisson-sampled with the plan's probability. The
             statement then says that nobody checked.
           **kwargs: Keras's fit arguments: epochs, steps_per_epoch, callbacks,
-            validation_data, verbose, ...
+            validation_data (which may be a source), verbose, ...
 
         Returns:
           Keras's History.
@@ -279,53 +242,20 @@ class DPMixModel(keras.Model):
           BudgetExhaustedError: more updates asked for than the plan has left.
           DPMixError: batches or arguments under which the guarantee would not hold.
         """
-        for argument in ("validation_split", "class_weight", "sample_weight"):
-            if kwargs.get(argument) is not None:
-                raise DPMixError(
-                    f"fit takes no {argument}: it would change which examples are "
-                    "trained on, or how much, after the plan was made. Cut a "
-                    "validation set off before making the plan."
-                )
-        if y is not None:
-            raise DPMixError("fit takes PoissonBatches(source, plan), not x and y.")
-        _refuse_private_monitors(kwargs.get("callbacks"))
-        several = cluster.num_workers(self.distribute_strategy) > 1
-        if several and kwargs.get("validation_data") is not None:
-            raise DPMixError(
-                "validation_data is not supported with several workers: call evaluate "
-                "on the network after fit."
-            )
+        workers = cluster.num_workers(self.distribute_strategy)
+        check_fit_arguments(y, kwargs, workers=workers)
+        self._refuse_refrozen()
         self.account.recount()
         left = self.plan.updates - self.updates
-        if not self.average.follows(self.network.trainable_variables):
-            raise DPMixError(
-                "Layers were frozen or unfrozen after compile. Make a new DPMixModel "
-                "of the network: it counts what this one has spent."
-            )
+        if isinstance(x, ExampleSource):
+            x = PoissonBatches(x, self.plan, seed=self.step.seed)
         if isinstance(x, PoissonBatches):
-            if x.plan != self.plan:
-                raise DPMixError(
-                    "The batches were drawn by another plan than the model's: "
-                    f"{x.plan} against {self.plan}."
-                )
-            self._check_source(x.source)
-            if x.seed.origin == randomness.CHOSEN:
-                self.account.note(ledger.CHOSEN_SEED)
             data, available = self._share_out(x), left
-        elif self.distribute_strategy.num_replicas_in_sync > 1:
-            raise DPMixError(
-                "Only PoissonBatches can be shared out among several replicas; "
-                f"received: {type(x).__name__}."
-            )
         elif assume_poisson and isinstance(x, tf.data.Dataset):
-            self.account.note(ledger.UNCHECKED_SAMPLING)
-            # A data set of unknown length ends with the budget.
-            available = int(x.cardinality())
-            data = x if available >= 0 else x.take(left)
-            available = available if available >= 0 else left
+            data, available = self._as_promised(x, left)
         else:
             raise DPMixError(
-                "fit needs batches that were drawn by the plan's sampler: "
+                "fit needs a source, or batches that were drawn by the plan's sampler: "
                 f"PoissonBatches(source, plan); received: {type(x).__name__}. The "
                 "accountant assumes Poisson sampling, and shuffled or fixed batches "
                 "are not that. If a tf.data.Dataset of yours is Poisson-sampled, pass "
@@ -333,90 +263,86 @@ class DPMixModel(keras.Model):
             )
         steps = kwargs.get("steps_per_epoch")
         epochs = kwargs.get("epochs", 1) - kwargs.get("initial_epoch", 0)
-        asked = epochs * (steps or available)
-        if left <= 0 or asked > left:
-            raise BudgetExhaustedError(
-                f"The plan allows {self.plan.updates} updates, {self.updates} are "
-                f"spent, and this call asks for {asked if asked > 0 else 'more'}. "
-                "Training stops here to keep the guarantee; for more updates make a "
-                "new plan and train from the start."
-            )
+        check_budget(self.plan, self.updates, epochs * (steps or available))
         kwargs.setdefault("shuffle", False)
         if isinstance(x, PoissonBatches):
             # Keras cannot tell how long the data is: where it starts is known only
             # once callbacks have loaded what they load.
             kwargs["steps_per_epoch"] = steps or available
+        kwargs["validation_data"] = in_order(kwargs.get("validation_data"))
         with cluster.lost_workers_reported(self.distribute_strategy):
             return super().fit(data, **kwargs)
+
+    def evaluate(self, x=None, y=None, **kwargs):
+        """Evaluates as Keras does; `x` may be a source, which is read in order."""
+        return super().evaluate(in_order(x), y, **kwargs)
+
+    def _refuse_refrozen(self) -> None:
+        if not self.average.follows(self.network.trainable_variables):
+            raise DPMixError(
+                "Layers were frozen or unfrozen after this DPMixModel was made. Make a "
+                "new one of the network: it counts what this one has spent."
+            )
+
+    def _as_promised(self, data: tf.data.Dataset, left: int):
+        """Batches of the user's, who vouches for them, and how many there are."""
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            raise DPMixError(
+                "Only a source or PoissonBatches can be shared out among several "
+                f"replicas; received: {type(data).__name__}."
+            )
+        self.account.note(ledger.UNCHECKED_SAMPLING)
+        available = int(data.cardinality())
+        if available >= 0:
+            return data, available
+        return data.take(left), left  # of unknown length: ends with the budget
 
     def _share_out(self, batches: PoissonBatches):
         """This process's part of the batches, from the account's next update on.
 
         All processes draw with the first one's seed.
         """
+        if batches.plan != self.plan:
+            raise DPMixError(
+                "The batches were drawn by another plan than the model's: "
+                f"{batches.plan} against {self.plan}."
+            )
+        image_shape = tuple(self.network.input_shape[1:])
+        check_source(batches.source, image_shape, self.num_classes)
+        if batches.seed.origin == randomness.CHOSEN:
+            self.account.note(ledger.CHOSEN_SEED)
         strategy = self.distribute_strategy
         with cluster.lost_workers_reported(strategy):
             seed = cluster.seed_from_chief(strategy, batches.seed)
         batches = batches.starting_at(self.updates, seed=seed)
-        replicas = strategy.num_replicas_in_sync
-        if replicas == 1:
-            return batches.dataset(start=lambda: self.updates)
-
-        def part(context):
-            each = replicas // context.num_input_pipelines
-            first = each * context.input_pipeline_id
-            return batches.dataset(
-                replicas=range(first, first + each),
-                num_replicas=replicas,
-                start=lambda: self.updates,
-            )
-
-        return strategy.distribute_datasets_from_function(part)
+        return cluster.share_out(strategy, batches, start=lambda: self.updates)
 
     def _maybe_symbolic_build(self, *unused, **also_unused):
         """Nothing is left to build; Keras's own fails on several replicas' batches."""
 
     def make_train_function(self, force=False):
-        """Makes what `fit` calls for each update, on one replica or several."""
+        """Makes what `fit` calls for each update."""
         if self.train_function is not None and not force:
             return
-        strategy = self.distribute_strategy
-
-        def update(batch):
-            logs = strategy.run(self.train_step, args=(batch,))
-            # They are the same on all replicas.
-            return {
-                name: strategy.experimental_local_results(value)[0]
-                for name, value in logs.items()
-            }
-
-        traced: dict[Any, Any] = {}
+        update = TrainFunction(
+            self.train_step, self.distribute_strategy, eagerly=self.run_eagerly
+        )
 
         def train_function(iterator):
-            started = time.perf_counter()
-            batch = next(iterator)
-            self.input_seconds += time.perf_counter() - started
-            spec = iterator.element_spec  # batches of any size: traced once
-            if spec not in traced:
-                traced[spec] = (
-                    update
-                    if self.run_eagerly
-                    else tf.function(update, input_signature=(spec,), autograph=False)
+            waited = update.input_seconds
+            logs = update(iterator)
+            self.input_seconds += update.input_seconds - waited
+            if not logs.pop("finite"):
+                raise DivergedError(
+                    "The network no longer computes finite numbers after update "
+                    f"{self.updates} of {self.plan.updates}: training has diverged and "
+                    f"stops here, with epsilon = {round_up(self.epsilon)} spent. Lower "
+                    "the learning rate and train a new network; what is spent stays "
+                    "spent."
                 )
-            logs = traced[spec](batch)
-            self._stop_if_diverged(logs.pop("finite"))
             return logs
 
         self.train_function = train_function
-
-    def _stop_if_diverged(self, finite: tf.Tensor) -> None:
-        if not finite:
-            raise DivergedError(
-                "The network no longer computes finite numbers after update "
-                f"{self.updates} of {self.plan.updates}: training has diverged and "
-                f"stops here, with epsilon = {round_up(self.epsilon)} spent. Lower the "
-                "learning rate and train a new network; what is spent stays spent."
-            )
 
     def abandon_update(self) -> None:
         """Makes `fit` fail in the update under way, of which nothing is applied.
@@ -424,7 +350,7 @@ class DPMixModel(keras.Model):
         For another thread, where an update takes long; it takes a chunk's time. On
         several replicas it does nothing. The model does not train again.
         """
-        self._abandoned.set()
+        self.step.abandon()
 
     def train_on_batch(self, *arguments, **settings):
         """Refused: nobody would have sampled such a batch."""
@@ -432,20 +358,6 @@ class DPMixModel(keras.Model):
             "train_on_batch takes a batch that the plan's sampler did not draw. Use "
             "fit(PoissonBatches(source, plan))."
         )
-
-    def _check_source(self, source: ExampleSource) -> None:
-        """Refuses examples that the network was not built for."""
-        expected = tuple(self.network.input_shape[1:])
-        if tuple(source.image_shape) != expected:
-            raise DPMixError(
-                f"The network takes images of shape {expected}; the source's are "
-                f"{source.image_shape}."
-            )
-        if len(source.class_names) > self.num_classes:
-            raise DPMixError(
-                f"The network has {self.num_classes} outputs; the source has "
-                f"{len(source.class_names)} classes."
-            )
 
     def train_step(self, batch):
         """Makes one private update; called by Keras inside a graph."""
@@ -455,46 +367,17 @@ class DPMixModel(keras.Model):
                 "train_step was given a batch that the plan's sampler did not draw. "
                 "Use fit(PoissonBatches(source, plan))."
             )
-        images, labels, ids, number = _unpack(batch)
-        with tf.control_dependencies([labels]):  # not before there is a batch
-            update = self.account.check(number)
-        result = self._clipped_sum(images, labels, ids, update)
-        size = tf.cast(tf.shape(images)[0], tf.float32)
-        replica = tf.distribute.get_replica_context()
-        if replica.num_replicas_in_sync > 1:
-            result, size = replica.all_reduce(
-                tf.distribute.ReduceOp.SUM, (result, size)
-            )
-        with tf.control_dependencies(self._abandoned.checks(result)):
-            charged = self.account.charge(update)  # before anything noisy exists
-        with tf.control_dependencies([charged]):
-            # Equal on all replicas, noise included: it is added once in total.
-            gradients = self._mechanism.noisy_mean(result.total, charged)
-            weights = self.network.trainable_variables
-            self.optimizer.apply(gradients, weights)
-            self.average.update(charged)
-        logs = {"updates": charged + 1, "finite": self._is_finite(weights)}
+        release = self.step.noisy_mean(as_batch(batch))
+        self.optimizer.apply(release.gradients, self.network.trainable_variables)
+        self.average.update(release.update)
+        logs = {"updates": release.update + 1, "finite": is_finite(self.network)}
         if self.private_metrics:
-            size = tf.maximum(size, 1.0)
-            logs["private_loss"] = result.loss_sum / size
-            logs["private_gradient_norm"] = result.norm_sum / size
-            logs["private_clipped"] = result.clipped / size
-            logs["private_non_finite"] = result.non_finite
+            clipped, size = release.clipped, tf.maximum(release.size, 1.0)
+            logs["private_loss"] = clipped.loss_sum / size
+            logs["private_gradient_norm"] = clipped.norm_sum / size
+            logs["private_clipped"] = clipped.clipped / size
+            logs["private_non_finite"] = clipped.non_finite
         return logs
-
-    def _is_finite(self, weights) -> tf.Tensor:
-        """Whether weights, and logits of public noise under them, are finite.
-
-        Both are post-processing. How many gradients are finite would be private.
-        """
-        noise = tf.random.stateless_uniform(
-            [2, *self.network.input_shape[1:]], seed=[0, 0]
-        )
-        numbers = [weight.value for weight in weights]
-        numbers.append(self.network(noise, training=False))
-        return tf.reduce_all(
-            [tf.reduce_all(tf.math.is_finite(each)) for each in numbers]
-        )
 
     def clipped_gradient_sum(self, images, labels, *, ids=None, update=None):
         """Returns what an update adds noise to. Private: it is not noised.
@@ -519,241 +402,4 @@ class DPMixModel(keras.Model):
 
     @tf.function(reduce_retracing=True)
     def _clipped_sum_graph(self, images, labels, ids, update):
-        return self._clipped_sum(images, labels, ids, update)
-
-    def _clipped_sum(self, images, labels, ids, update) -> ClippedSum:
-        """The clipped sum of one batch: see privacy/clipping.py."""
-        labels = self._soft_labels(labels)
-        update_seed = randomness.fold_in(self._view_stream.seed, update)
-        front, rest = self._parts()
-
-        records, make_views = self.views.records(
-            tf.ensure_shape(images, [None, *self.network.input_shape[1:]]),
-            labels,
-            ids,
-            seed=update_seed,
-            expected_batch_size=self.plan.expected_batch_size,
-        )
-
-        def views_of(*records):
-            views, view_labels = make_views(*records)
-            if front is not None:
-                features = front(
-                    tf.reshape(views, [-1, *views.shape[2:]]), training=False
-                )
-                views = tf.reshape(features, [*views.shape[:2], *features.shape[1:]])
-            return views, view_labels
-
-        def mean_loss(views, view_labels):
-            logits = tf.cast(rest(views, training=True), tf.float32)
-            # TensorFlow's fused cross-entropy is wrong for labels that sum to 0.
-            losses = -tf.reduce_sum(view_labels * tf.nn.log_softmax(logits), axis=-1)
-            return tf.reduce_mean(losses)
-
-        return clipped_gradient_sum(
-            self._mechanism,
-            [variable.value for variable in self.network.trainable_variables],
-            records,
-            views_of,
-            mean_loss,
-            chunk_size=self.chunk_size,
-            jit_compile=self._jit_chunks,
-            abandoned=self._abandoned.variable,
-        )
-
-    def _soft_labels(self, labels):
-        if labels.shape.rank == 1:
-            return tf.one_hot(labels, self.num_classes)
-        return tf.cast(tf.ensure_shape(labels, [None, self.num_classes]), tf.float32)
-
-    def get_config(self) -> dict[str, Any]:
-        """What `from_config` makes an equal model of, the seed left out."""
-        return {
-            "name": self.name,
-            "network": keras.saving.serialize_keras_object(self.network),
-            # Some layers of layers forget it.
-            "trainable": [bool(v.trainable) for v in self.network.variables],
-            "plan": self.plan.to_dict(),
-            "views": self.views.to_dict(),
-            "chunk_size": self.chunk_size,
-            "ema_decay": self.average.decay,
-            "private_metrics": self.private_metrics,
-            "ledger": self.ledger.to_list(),  # a copy may be given these weights
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects=None) -> "DPMixModel":
-        """Makes the model again, with a fresh seed.
-
-        Raises:
-          DPMixError: the pool of synthetic images is gone or has changed.
-        """
-        config = dict(config)
-        config["network"] = keras.saving.deserialize_keras_object(
-            config["network"], custom_objects=custom_objects
-        )
-        trainable = config.pop("trainable")
-        for variable, value in zip(config["network"].variables, trainable, strict=True):
-            variable.trainable = value
-        config["plan"] = PrivacyPlan(**config["plan"])
-        kind = NaiveMixup if "microbatch" in config["views"] else ViewMaker
-        config["views"] = kind.from_dict(config["views"])
-        history = Ledger.from_list(config.pop("ledger"), "The model's config")
-        model = cls(**config)
-        model.account.absorb(history)
-        return model
-
-    def save(self, filepath, *arguments, **settings) -> None:
-        """Saves a `.keras` file, as Keras does."""
-        if not str(filepath).endswith(".keras"):
-            raise DPMixError(f"save takes a .keras file, received: {filepath}.")
-        super().save(filepath, *arguments, **settings)
-
-    def load_weights(self, filepath, **settings) -> None:
-        """Loads all weights of a `.weights.h5` or `.keras` file, or none of them.
-
-        What they were trained under comes along: the ledger is then at least theirs.
-
-        Raises:
-          DPMixError: another kind of file, or skip_mismatch: the ledger could be left
-            behind.
-        """
-        if settings or not str(filepath).endswith((".weights.h5", ".keras")):
-            raise DPMixError(
-                "load_weights takes a .weights.h5 or .keras file, and all of it, so "
-                f"that what was spent comes along; received: {filepath} "
-                f"{settings or ''}. To start from public weights, load them into "
-                "model.network."
-            )
-        variables = [*self.variables]
-        if getattr(self, "optimizer", None) is not None:  # compiled
-            variables += self.optimizer.variables
-        before = [np.asarray(variable) for variable in variables]
-        try:
-            super().load_weights(filepath)
-        except Exception:
-            for variable, value in zip(variables, before, strict=True):
-                variable.assign(value)
-            raise
-
-    def save_own_variables(self, store) -> None:
-        """Saves, with the averages, what the weights were trained under."""
-        super().save_own_variables(store)
-        text = json.dumps(self.ledger.to_list())
-        store[_LEDGER] = np.frombuffer(text.encode(), np.uint8)
-
-    def load_own_variables(self, store) -> None:
-        """Loads them.
-
-        Raises:
-          DPMixError: the file does not say what its weights were trained under.
-        """
-        names = set(store.keys())  # of an H5 file too, which is not a dict
-        if _LEDGER not in names:
-            raise DPMixError(
-                "These weights do not say what they were trained under: they were "
-                "not saved by a DPMixModel of this version. Weights that are public "
-                "can be loaded into its network."
-            )
-        text = np.asarray(store[_LEDGER], np.uint8).tobytes()
-        history = Ledger.from_list(json.loads(text), "The weights file")
-        super().load_own_variables({name: store[name] for name in names - {_LEDGER}})
-        self.account.absorb(history)
-
-    def get_compile_config(self) -> dict[str, Any]:
-        """What `compile` was given, for Keras to save."""
-        config = super().get_compile_config()
-        if not config:
-            return config
-        ours = {name: config[name] for name in ("optimizer", "metrics", "run_eagerly")}
-        return ours | {"jit_compile": self._jit_chunks}
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles a loaded model as the saved one was."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-
-    def state(self) -> dict[str, list[Any]]:
-        """Variables that a checkpoint must hold besides the run's seed, by group."""
-        return {
-            "network": kept_variables(self.network),
-            "optimizer": list(self.optimizer.variables),
-            "average": list(self.average.averages),
-        }
-
-
-def kept_variables(network: keras.Model) -> list[Any]:
-    """Variables of a network that a checkpoint must hold.
-
-    Of one on public weights the trained ones alone: the rest is built again from the
-    file, whose digest is on record.
-    """
-    if getattr(network, "public_weights", False):
-        return list(network.trainable_variables)
-    return list(network.variables)
-
-
-_LEDGER = "ledger"  # where weights files keep it
-
-
-class _Flag:
-    """Whether the update under way is abandoned; a plain object, so never saved."""
-
-    def __init__(self, strategy: tf.distribute.Strategy):
-        alone = strategy.num_replicas_in_sync == 1
-        self.variable = tf.Variable(False, trainable=False) if alone else None
-
-    def set(self) -> None:
-        """Raises the flag."""
-        if self.variable is not None:
-            self.variable.assign(True)
-
-    def checks(self, result: ClippedSum) -> list[tf.Operation]:
-        """What must pass before `result` is used: it may be of a part of the batch."""
-        if self.variable is None:
-            return []
-        with tf.control_dependencies([result.loss_sum]):
-            whole = tf.debugging.Assert(
-                ~self.variable, ["The update was abandoned; nothing of it is applied."]
-            )
-        return [whole] if whole is not None else []
-
-
-def _unpack(batch):
-    """(images, labels, ids, update); of (images, labels): positions and None."""
-    if isinstance(batch, Batch):
-        return batch
-    images, labels, weights = keras.utils.unpack_x_y_sample_weight(batch)
-    if weights is not None:
-        raise DPMixError("Batches take no sample weights: every example counts once.")
-    return images, labels, tf.range(tf.shape(images)[0], dtype=tf.int64), None
-
-
-def _refuse_private_monitors(callbacks: Any) -> None:
-    """Refuses callbacks that steer by numbers computed without noise."""
-    callbacks = getattr(callbacks, "callbacks", callbacks) or []
-    for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
-        monitor = getattr(callback, "monitor", None)
-        if isinstance(monitor, str) and monitor.startswith("private_"):
-            raise DPMixError(
-                f"{type(callback).__name__} monitors {monitor!r}, which is computed "
-                "from the training examples without noise: what it decides would not "
-                "be covered by the guarantee. Monitor a validation metric instead, "
-                "such as 'val_accuracy'."
-            )
-
-
-def _leave_gradients_as_they_are(optimizer: keras.optimizers.Optimizer) -> None:
-    """Keeps a Keras optimizer from adding up the replicas' gradients.
-
-    They are equal already, noise included. Adding up what is not yet noisy is no way
-    out: the optimizer's own clipping, if any, would come before the noise.
-    """
-    if hasattr(optimizer, "inner"):
-        _leave_gradients_as_they_are(optimizer.inner)
-    if not hasattr(optimizer, "_all_reduce_sum_gradients"):
-        raise DPMixError(
-            f"Keras {keras.__version__} adds gradients up over replicas in a way that "
-            "dpmix_tf does not know: the noise would be wrong. Use one replica, or a "
-            "Keras version that requirements.txt allows."
-        )
-    optimizer._all_reduce_sum_gradients = lambda gradients: gradients
+        return self.step.clipped_sum(images, labels, ids, update)

@@ -11,7 +11,8 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import build_network
 from dpmix_tf.privacy import Ledger
 from dpmix_tf.training.checkpoints import load_latest
-from dpmix_tf.training.dp_model import DPMixModel, kept_variables
+from dpmix_tf.training.dp_model import DPMixModel
+from dpmix_tf.training.saving import kept_variables
 from dpmix_tf.training.workdir import differences, read_json
 
 

@@ -2,10 +2,7 @@
 
 import hashlib
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,177 +13,18 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dpmix_tf.data import (
-    Dataset,
-    ExampleSource,
-    PoissonBatches,
-    load_dataset,
-    ordered_batches,
-)
+from dpmix_tf.data import ExampleSource, PoissonBatches, load_dataset
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.models import build_network, weights_digest
-from dpmix_tf.privacy import PrivacyPlan, randomness
+from dpmix_tf.privacy import randomness
 from dpmix_tf.privacy.plan import round_up
-from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training import checkpoints, cluster
+from dpmix_tf.training.build import build_model, make_plan, pin_weights
 from dpmix_tf.training.dp_model import DPMixModel
-from dpmix_tf.training.filtering import KalmanOptimizer, LowPassOptimizer
+from dpmix_tf.training.evaluation import Accuracy, make_predict, measure_accuracy
 from dpmix_tf.training.restore import restore_model
 from dpmix_tf.training.software import versions
+from dpmix_tf.training.stopping import StopSignal
 from dpmix_tf.training.workdir import Metrics, WorkDir, spent_updates
-from dpmix_tf.views import NaiveMixup, ViewMaker, make_views
-
-
-def make_plan(config: ConfigDict, num_examples: int) -> PrivacyPlan:
-    """Makes the plan that `config.privacy` asks for.
-
-    Raises:
-      DPMixError: not exactly one of epsilon and noise_multiplier is given, or a value
-        is out of range.
-    """
-    settings = config.privacy.to_dict()
-    epsilon = settings.pop("epsilon")
-    noise_multiplier = settings.pop("noise_multiplier")
-    if (epsilon is None) == (noise_multiplier is None):
-        raise DPMixError(
-            "Give exactly one of privacy.epsilon and privacy.noise_multiplier; "
-            f"received epsilon={epsilon}, noise_multiplier={noise_multiplier}."
-        )
-    kind = ViewMaker if config.views.microbatch is None else NaiveMixup
-    settings |= {"num_examples": num_examples, "sensitivity": kind.sensitivity}
-    if epsilon is None:
-        return PrivacyPlan.for_noise(noise_multiplier=noise_multiplier, **settings)
-    return PrivacyPlan.for_epsilon(epsilon=epsilon, **settings)
-
-
-def make_optimizer(config: ConfigDict) -> keras.optimizers.Optimizer:
-    """Makes the Keras optimizer that `config.optimizer` names.
-
-    Raises:
-      DPMixError: Keras has no such optimizer, or it does not take the arguments.
-    """
-    arguments = config.optimizer.to_dict()
-    name = arguments.pop("name")
-    memory, gain = arguments.pop("low_pass"), arguments.pop("kalman_gain")
-    if memory is not None and gain is not None:
-        raise DPMixError(
-            f"Give one of optimizer.low_pass and optimizer.kalman_gain; received "
-            f"{memory} and {gain}."
-        )
-    try:
-        inner = keras.optimizers.get({"class_name": name, "config": arguments})
-    except (ValueError, TypeError) as error:
-        raise DPMixError(
-            f"Keras makes no optimizer {name!r} from {arguments}: {error}"
-        ) from error
-    if gain is not None:
-        return KalmanOptimizer(inner, gain)
-    return inner if memory is None else LowPassOptimizer(inner, memory)
-
-
-def load_pool(config: ConfigDict, dataset: Dataset) -> SyntheticPool | None:
-    """Loads the pool that `config.views` draws from; None where it draws none.
-
-    Raises:
-      DPMixError: no path, or a pool that does not fit the data set, or that holds
-        training images.
-    """
-    if not config.views.synthetic:
-        return None
-    if config.pool.path is None:
-        raise DPMixError(
-            f"views.synthetic = {config.views.synthetic} needs pool.path: a folder "
-            "made by bin/generate_pool.py."
-        )
-    pool = SyntheticPool.load(
-        config.pool.path,
-        class_names=dataset.class_names,
-        image_shape=dataset.image_shape,
-    )
-    _refuse_training_images(pool, dataset.train)
-    return pool
-
-
-def _refuse_training_images(pool: SyntheticPool, source: ExampleSource) -> None:
-    """Looks for examples in the pool; among ten thousand of each if there are more.
-
-    Images that were changed are not found: a pool is public only by where it is from.
-    """
-    known = {hash(pool.images[index].tobytes()) for index in _some(len(pool.images))}
-    indices = _some(len(source))
-    found = 0
-    for start in range(0, len(indices), 500):
-        images, _ = source.read(indices[start : start + 500])
-        found += sum(hash(image.tobytes()) in known for image in images)
-    if found:
-        raise DPMixError(
-            f"The pool holds {found} of the training images themselves. The guarantee "
-            "takes it as public: make it from images that have nothing to do with the "
-            "private ones."
-        )
-
-
-def pin_weights(config: ConfigDict) -> ConfigDict:
-    """Returns the config with the digest of the public weights it starts from, if any.
-
-    A run that is resumed, evaluated or exported then finds the same, or says so.
-
-    Raises:
-      DPMixError: there is no such file.
-    """
-    if config.network.name != "pretrained":
-        return config
-    arguments = config.network.to_dict()
-    if arguments.get("sha256") is None:
-        config = config.copy_and_resolve_references()
-        config.network = ConfigDict(arguments | {"sha256": weights_digest(**arguments)})
-    return config
-
-
-def build_model(
-    config: ConfigDict,
-    dataset: Dataset,
-    plan: PrivacyPlan,
-    seed: int,
-    model_class: Callable[..., DPMixModel] = DPMixModel,
-) -> DPMixModel:
-    """Builds and compiles the model that a config describes, with new weights.
-
-    Raises:
-      DPMixError: the network, its views, its pool or its optimizer is not accepted.
-    """
-    # Initial weights come from the secret seed too: a public, known start would be
-    # fine for privacy, but one seed should repeat the whole run.
-    initial = randomness.derive(seed, "initial weights")
-    keras.utils.set_random_seed(int(initial[0]) % 2**32)
-    arguments = config.network.to_dict()
-    network = build_network(
-        arguments.pop("name"),
-        input_shape=dataset.image_shape,
-        num_classes=len(dataset.class_names),
-        arguments=arguments,
-        dtype_policy=config.dtype_policy,
-    )
-    model = model_class(
-        network,
-        plan=plan,
-        views=make_views(config.views.to_dict(), load_pool(config, dataset)),
-        seed=seed,
-        chunk_size=config.run.chunk_size,
-        ema_decay=config.ema_decay,
-        private_metrics=config.run.private_metrics,
-    )
-    model.compile(
-        optimizer=make_optimizer(config),
-        metrics=["accuracy"],
-        jit_compile=config.run.jit_compile,
-    )
-    return model
-
-
-def _some(count: int) -> np.ndarray:
-    """Up to ten thousand indices, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, 10_000)).astype(np.int64))
 
 
 class Trainer:
@@ -298,7 +136,7 @@ class Trainer:
 
     def _build(self) -> DPMixModel:
         model = build_model(self.config, self.dataset, self.plan, self._seed)
-        self._logits = tf.function(model, reduce_retracing=True)
+        self._predict = make_predict(model.network)
         return model
 
     def run(self) -> dict[str, Any]:
@@ -342,7 +180,7 @@ class Trainer:
             disable=not self.is_chief,
         )
         shown: dict[str, str] = {}
-        self._stopping = stopping = _StopSignal(model.abandon_update)
+        self._stopping = stopping = StopSignal(model.abandon_update)
 
         def after_update(batch, logs):
             bar.update()
@@ -425,29 +263,26 @@ class Trainer:
         """
         if source is None or not self.is_chief:
             return {}
-        examples = ordered_batches(source, self.config.run.evaluation_batch_size)
-        raw, _ = self._accuracy(examples)
+        raw = self._accuracy(source)
         with self.model.average.applied():
-            averaged, by_class = self._accuracy(examples)
+            averaged = self._accuracy(source)
         return {
-            f"{part}_accuracy": raw,
-            f"{part}_accuracy_ema": averaged,
-            f"{part}_accuracy_ema_by_class": by_class,
+            f"{part}_accuracy": raw.overall,
+            f"{part}_accuracy_ema": averaged.overall,
+            f"{part}_accuracy_ema_by_class": averaged.by_class,
         }
 
-    def _accuracy(self, examples: tf.data.Dataset) -> tuple[float, list[float | None]]:
-        """In this process alone, whatever the strategy: the others may wait."""
-        classes = len(self.dataset.class_names)
-        right, seen = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
-        for images, labels in examples:
+    def _accuracy(self, source: ExampleSource) -> Accuracy:
+        def stop_if_told():
             if self._stopping.received:
                 raise self._stopped()
-            labels = labels.numpy()
-            correct = np.argmax(self._logits(images), axis=-1) == labels
-            seen += np.bincount(labels, minlength=classes)
-            right += np.bincount(labels[correct], minlength=classes)
-        by_class = [r / s if s else None for r, s in zip(right, seen, strict=True)]
-        return float(right.sum() / max(seen.sum(), 1)), by_class
+
+        return measure_accuracy(
+            self._predict,
+            source,
+            batch_size=self.config.run.evaluation_batch_size,
+            before_batch=stop_if_told,
+        )
 
     def _checkpoint(self) -> None:
         if self.workdir is None:
@@ -475,64 +310,5 @@ class Trainer:
         checkpoints.prune(self.workdir.checkpoints, self.config.run.keep_checkpoints)
 
 
-_GRACE = 3.0  # seconds that an update may take to end after a signal
-
-
 def _next_multiple(value: int, step: int) -> int:
     return (value // step + 1) * step
-
-
-class _StopSignal:
-    """Notes SIGINT and SIGTERM while its context lasts; the second one kills.
-
-    Python handles a signal when TensorFlow's call returns, which in a long update may
-    be hours from now; the operating system's byte down a pipe reaches another thread at
-    once.
-    """
-
-    def __init__(self, abandon: Callable[[], None]):
-        self.received = False
-        self.abandoned = False
-        self._abandon = abandon
-        self._left = threading.Event()
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_StopSignal":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-            self._pipe = os.pipe()
-            os.set_blocking(self._pipe[1], False)
-            self._wakeup_before = signal.set_wakeup_fd(self._pipe[1])
-            self._thread = threading.Thread(target=self._watch, daemon=True)
-            self._thread.start()
-        return self
-
-    def _note(self, number, frame) -> None:
-        self.received = True
-        self._restore()
-
-    def _watch(self) -> None:
-        while not self._left.is_set():
-            byte = os.read(self._pipe[0], 1)
-            if byte[0] in (signal.SIGINT, signal.SIGTERM) and not self._left.wait(
-                _GRACE
-            ):
-                self.abandoned = True
-                self._abandon()
-                return
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __exit__(self, *unused) -> None:
-        self._left.set()
-        if not self._before:
-            return
-        self._restore()
-        signal.set_wakeup_fd(self._wakeup_before)
-        os.write(self._pipe[1], b"\0")  # wakes the thread
-        self._thread.join()
-        for end in self._pipe:
-            os.close(end)

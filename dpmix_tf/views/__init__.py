@@ -1,5 +1,6 @@
 """One private example in, K views out."""
 
+from dpmix_tf.views.base import Records, Views
 from dpmix_tf.views.maker import (
     ViewMaker,
     dp_mix_diff,
@@ -7,13 +8,19 @@ from dpmix_tf.views.maker import (
     no_augmentation,
     self_aug,
 )
-from dpmix_tf.views.naive import NaiveMixup, make_views, naive_mixup
+from dpmix_tf.views.naive import NaiveMixup, naive_mixup
+from dpmix_tf.views.registry import count_views, from_dict, kind_of, make_views
 
 __all__ = [
     "NaiveMixup",
+    "Records",
     "ViewMaker",
+    "Views",
+    "count_views",
     "dp_mix_diff",
     "dp_mix_self",
+    "from_dict",
+    "kind_of",
     "make_views",
     "naive_mixup",
     "no_augmentation",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from dpmix_tf.privacy import randomness
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.views import mixers
 from dpmix_tf.views.augment import AUGMENTATIONS, Augmentation
+from dpmix_tf.views.base import Records
 
 # Uniform numbers that a mixed view uses besides its mixer's: two partners and lambda.
 _PAIR_DRAWS = 2 + mixers.BETA_DRAWS
@@ -60,7 +61,9 @@ class ViewMaker:
     labels_only: bool = False
     same_class: bool = False
 
+    kind: ClassVar[str] = "ViewMaker"
     sensitivity: ClassVar[float] = 1.0  # clip norms
+    shareable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuses counts and names that make no views."""
@@ -110,6 +113,7 @@ class ViewMaker:
           DPMixError: the pool is not on disk.
         """
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["kind"] = self.kind
         if self.pool is None:
             return values
         if self.pool.folder is None:
@@ -154,7 +158,12 @@ class ViewMaker:
     @property
     def views_per_example(self) -> int:
         """K."""
-        return self.mixed if self.only_mixed else self._partners + self.mixed
+        return self.count(self.base, self.mixed, self.synthetic, self.only_mixed)
+
+    @staticmethod
+    def count(base: int, mixed: int, synthetic: int, only_mixed: bool) -> int:
+        """Returns K of a maker with these attributes."""
+        return mixed if only_mixed else base + synthetic + mixed
 
     @property
     def views_per_record(self) -> int:
@@ -169,28 +178,14 @@ class ViewMaker:
         *,
         seed: tf.Tensor,
         expected_batch_size: float,
-    ) -> tuple[tuple[tf.Tensor, ...], Callable[..., tuple[tf.Tensor, tf.Tensor]]]:
-        """Says what is clipped as one: here each example.
-
-        Args:
-          images: [n,H,W,C], a batch.
-          labels: float [n,classes].
-          ids: int64 [n], what the examples' draws are keyed by.
-          seed: int64 [2], of this update's views.
-          expected_batch_size: the plan's.
-
-        Returns:
-          What there is one of for each record, tensors [records,...]; and a function
-          from some rows of these to their views, [rows,views_per_record,H,W,C], and
-          labels, [rows,views_per_record,classes]. Adding or removing one example moves
-          a sum over records, each clipped, by at most `sensitivity` clip norms.
-        """
+    ) -> Records:
+        """Says what is clipped as one, see views.base: here each example."""
         del expected_batch_size
 
-        def views_of(images, labels, ids):
+        def make_views(images, labels, ids):
             return self.several(images, labels, randomness.fold_in_each(seed, ids))
 
-        return (images, labels, ids), views_of
+        return Records((images, labels, ids), make_views)
 
     def several(
         self, images: tf.Tensor, labels: tf.Tensor, seeds: tf.Tensor

@@ -1,16 +1,16 @@
 """Mixup across private examples: a baseline that shows why DP-Mix does not do it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import tensorflow as tf
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import randomness
-from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.views import mixers
-from dpmix_tf.views.maker import ViewMaker, as_float, augmentation, check_settings
+from dpmix_tf.views.base import Records
+from dpmix_tf.views.maker import as_float, augmentation, check_settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,9 @@ class NaiveMixup:
     augment: str = "none"
     padding: int = 4
 
+    kind: ClassVar[str] = "NaiveMixup"
     sensitivity: ClassVar[float] = 2.0  # clip norms
+    shareable: ClassVar[bool] = False  # microbatches reach across replicas
     synthetic: ClassVar[int] = 0
     pool: ClassVar[None] = None
     views_per_example: ClassVar[int] = 1
@@ -61,7 +63,7 @@ class NaiveMixup:
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes as JSON-able values."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"kind": self.kind}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "NaiveMixup":
@@ -76,8 +78,8 @@ class NaiveMixup:
         *,
         seed: tf.Tensor,
         expected_batch_size: float,
-    ) -> tuple[tuple[tf.Tensor, ...], Callable[..., tuple[tf.Tensor, tf.Tensor]]]:
-        """Says what is clipped as one, see ViewMaker.records: here the microbatches."""
+    ) -> Records:
+        """Says what is clipped as one, see views.base: here the microbatches."""
         count = max(1, round(expected_batch_size / self.microbatch))
         chances = randomness.uniform(randomness.fold_in_each(seed, ids), 1)[:, 0]
         assigned = tf.cast(chances * count, tf.int32)
@@ -90,7 +92,7 @@ class NaiveMixup:
         augment = augmentation(self.augment, tuple(images.shape[1:]), self.padding)
         seed = randomness.fold_in(seed, -1)  # ids are not negative
 
-        def views_of(numbers):
+        def make_views(numbers):
             start = tf.gather(bounds, numbers)[:, tf.newaxis]
             size = tf.gather(bounds, numbers + 1)[:, tf.newaxis] - start
             widths = [2, mixers.BETA_DRAWS, 2 * augment.draws]
@@ -122,45 +124,13 @@ class NaiveMixup:
             # Labels of zeros, as of an empty microbatch, make no loss and no gradient.
             return views, weight * theirs[:, :, 0] + (1 - weight) * theirs[:, :, 1]
 
-        return (tf.range(count),), views_of
+        return Records((tf.range(count),), make_views)
 
 
 def naive_mixup(
     *, microbatch: int, alpha: float = 0.2, augment: str = "none", padding: int = 4
 ) -> NaiveMixup:
-    """Different examples blended, one clip a microbatch: the baseline that loses."""
+    """A blend of different examples, at twice the sensitivity; a weak baseline."""
     return NaiveMixup(
         microbatch=microbatch, alpha=alpha, augment=augment, padding=padding
-    )
-
-
-def make_views(
-    settings: Mapping[str, Any], pool: SyntheticPool | None = None
-) -> ViewMaker | NaiveMixup:
-    """Makes the view maker that `config.views` describes.
-
-    Args:
-      settings: the fields of ViewMaker, and `microbatch`: None, or m for NaiveMixup.
-      pool: of synthetic images, where settings ask for some.
-
-    Raises:
-      DPMixError: settings that make no views, or that contradict each other.
-    """
-    settings = dict(settings)
-    microbatch = settings.pop("microbatch")
-    if microbatch is None:
-        return ViewMaker(**settings, pool=pool)
-    plain = ViewMaker()
-    for name in settings:
-        if name in ("alpha", "augment", "padding"):
-            continue
-        if settings[name] != getattr(plain, name):
-            raise DPMixError(
-                f"views.microbatch={microbatch} asks for naive mixup, which makes its "
-                f"own views: set views.{name}={getattr(plain, name)}; received: "
-                f"{settings[name]}."
-            )
-    return NaiveMixup(
-        microbatch=microbatch,
-        **{name: settings[name] for name in ("alpha", "augment", "padding")},
     )

@@ -15,13 +15,19 @@ import numpy as np
 import tensorflow as tf
 
 from dpmix_tf import views
+from dpmix_tf.auditing import audit_one_run
 from dpmix_tf.data import ArraySource, PoissonBatches, load_dataset
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy.account import Account
 from dpmix_tf.privacy.mechanism import GaussianMechanism, SeededGaussianSumQuery
 from dpmix_tf.synthetic import SyntheticPool
-from dpmix_tf.training import DPMixModel, Trainer, default_config, dp_model
-from dpmix_tf.training.auditing import audit_one_run
+from dpmix_tf.training import (
+    DPMixModel,
+    Trainer,
+    default_config,
+    dp_model,
+    private_step,
+)
 from dpmix_tf.views.augment import Augmentation
 from tests.conftest import plan_for, tiny_network
 
@@ -101,7 +107,9 @@ def _noises(updates, *, sizes):
     for update, size in zip(updates, sizes, strict=True):
         images, labels = source.read(np.arange(size))
         total = model.clipped_gradient_sum(images, labels, update=update)
-        noisy = model._mechanism.noisy_mean(list(total), tf.constant(update, tf.int64))
+        noisy = model.step.mechanism.noisy_mean(
+            list(total), tf.constant(update, tf.int64)
+        )
         seen.append(
             [
                 (n.numpy() * model.plan.expected_batch_size - t.numpy()).ravel()
@@ -272,12 +280,12 @@ def each_view_clipped():
     """K clipped views an example, added up."""
 
     def make(clipped_gradient_sum):
-        def by_view(mechanism, variables, examples, views_of, mean_loss, **settings):
+        def by_view(mechanism, variables, examples, make_views, mean_loss, **settings):
             results = []
             for view in range(5):
 
                 def one(*chunk, view=view):
-                    made, soft = views_of(*chunk)
+                    made, soft = make_views(*chunk)
                     return made[:, view : view + 1], soft[:, view : view + 1]
 
                 results.append(
@@ -292,7 +300,7 @@ def each_view_clipped():
 
         return by_view
 
-    return _instead(dp_model, "clipped_gradient_sum", make)
+    return _instead(private_step, "clipped_gradient_sum", make)
 
 
 def sum_clipped():
@@ -308,7 +316,7 @@ def sum_clipped():
 
         return after_the_sum
 
-    return _instead(dp_model, "clipped_gradient_sum", make)
+    return _instead(private_step, "clipped_gradient_sum", make)
 
 
 def no_noise():

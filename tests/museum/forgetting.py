@@ -27,7 +27,7 @@ def noise_used_once():
     """Noises of a run whose weights a callback sets back, compared with each other."""
     source, noises = _digits(), []
     model = _model(source, noise=2.0, updates=6)
-    noisy_mean = model._mechanism.noisy_mean
+    noisy_mean = model.step.mechanism.noisy_mean
 
     def listened(total, update):
         noisy = noisy_mean(total, update)
@@ -45,7 +45,7 @@ def noise_used_once():
         with tf.control_dependencies([tf.py_function(hear, [*noisy, *total], [])]):
             return [tf.identity(part) for part in noisy]
 
-    model._mechanism.noisy_mean = listened
+    model.step.mechanism.noisy_mean = listened
     model.fit(
         PoissonBatches(source, model.plan),
         steps_per_epoch=2,

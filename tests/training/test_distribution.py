@@ -14,7 +14,7 @@ import tensorflow as tf
 from scipy import stats
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.training import Trainer, checkpoints, cluster, dp_model, make_strategy
+from dpmix_tf.training import Trainer, checkpoints, cluster, make_strategy
 from tests.conftest import ROOT, train_command
 from tests.training import replica_run, resume_config
 
@@ -185,7 +185,7 @@ def test_a_lost_worker_is_reported_and_one_process_goes_on(tmp_path):
 
 def test_the_optimizer_leaves_replicas_gradients_alone():
     optimizer = keras.optimizers.SGD(1.0)
-    dp_model._leave_gradients_as_they_are(optimizer)
+    cluster.leave_gradients_as_they_are(optimizer)
     gradients = [tf.ones([2])]
     assert optimizer._all_reduce_sum_gradients(gradients) is gradients
 
@@ -193,7 +193,7 @@ def test_the_optimizer_leaves_replicas_gradients_alone():
         """As a later Keras might have it."""
 
     with pytest.raises(DPMixError, match="adds gradients up over replicas"):
-        dp_model._leave_gradients_as_they_are(Other())
+        cluster.leave_gradients_as_they_are(Other())
 
 
 @pytest.mark.parametrize(

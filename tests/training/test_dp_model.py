@@ -83,13 +83,13 @@ def test_an_empty_batch_still_adds_noise_and_counts(source):
 def test_batches_of_any_size_are_trained_on_without_retracing(source):
     plan = plan_for(len(source), batch=3, updates=30)
     model = compiled(plan)
-    traces, clipped_sum = [], model._clipped_sum
+    traces, clipped_sum = [], model.step.clipped_sum
 
     def counted(*arguments):
         traces.append(arguments)
         return clipped_sum(*arguments)
 
-    model._clipped_sum = counted
+    model.step.clipped_sum = counted
     batches = PoissonBatches(source, plan, seed=1)
     model.fit(batches, steps_per_epoch=2, verbose=0)
     model.fit(batches, verbose=0)

@@ -9,7 +9,7 @@ from dpmix_tf.data import ArraySource, PoissonBatches
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.training import DPMixModel, KalmanOptimizer, LowPassOptimizer
 from dpmix_tf.training.config import default_config
-from dpmix_tf.training.trainer import make_optimizer
+from dpmix_tf.training.optimizers import make_optimizer
 from tests.conftest import plan_for, tiny_network
 
 

@@ -74,13 +74,13 @@ def test_the_seed_is_not_saved_and_never_used_again(source, tmp_path):
     loaded = [keras.models.load_model(tmp_path / "x.keras") for _ in range(2)]
     for one, other in itertools.combinations([model, *loaded], 2):
         for first, second in (
-            (one._mechanism._stream.seed, other._mechanism._stream.seed),
-            (one._view_stream.seed, other._view_stream.seed),
+            (one.step.mechanism._stream.seed, other.step.mechanism._stream.seed),
+            (one.step.view_stream.seed, other.step.view_stream.seed),
         ):
             assert not np.array_equal(first, second)
     derived = [
         np.asarray(stream.seed)
-        for stream in (model._mechanism._stream, model._view_stream)
+        for stream in (model.step.mechanism._stream, model.step.view_stream)
     ]
     secrets = [half.tobytes() for stream in derived for half in stream]
     secrets += [str(SEED).encode(), f"{SEED:x}".encode()]

@@ -25,7 +25,7 @@ def model_of(network, plan, *, rate=0.5, **settings):
 def recorded(model):
     """Updates that batches were drawn for, and that noise was keyed by."""
     drawn, keyed = [], []
-    clipped_sum, noisy_mean = model._clipped_sum, model._mechanism.noisy_mean
+    clipped_sum, noisy_mean = model.step.clipped_sum, model.step.mechanism.noisy_mean
 
     def watched_sum(images, labels, ids, update):
         tf.py_function(lambda number: drawn.append(int(number)), [update], [])
@@ -35,7 +35,7 @@ def recorded(model):
         tf.py_function(lambda number: keyed.append(int(number)), [update], [])
         return noisy_mean(total, update)
 
-    model._clipped_sum, model._mechanism.noisy_mean = watched_sum, watched_noise
+    model.step.clipped_sum, model.step.mechanism.noisy_mean = watched_sum, watched_noise
     return drawn, keyed
 
 

@@ -11,7 +11,7 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import Ledger, randomness
 from dpmix_tf.privacy.statement import state_guarantee
 from dpmix_tf.training import DPMixModel, default_config
-from dpmix_tf.training.trainer import make_plan
+from dpmix_tf.training.build import make_plan
 from tests.conftest import plan_for, tiny_network
 
 CLIP = 1e-3  # everything is clipped
@@ -78,14 +78,14 @@ def records(make_views, ids, batch, seed=1):
     ids = np.asarray(ids, np.int64)
     images = (ids[:, None, None, None] * np.ones((1, 2, 2, 1))).astype(np.float32)
     labels = tf.one_hot(np.arange(len(ids)) % 3, 3)
-    parts, views_of = make_views.records(
+    parts, viewed = make_views.records(
         tf.constant(images),
         labels,
         tf.constant(ids),
         seed=randomness.derive(seed, "views"),
         expected_batch_size=batch,
     )
-    return [part.numpy() for part in views_of(*parts)]
+    return [part.numpy() for part in viewed(*parts)]
 
 
 def members(made, ids):
@@ -161,8 +161,10 @@ def model_deviation(plan):
         else views.naive_mixup(microbatch=2)
     )
     model = DPMixModel(tiny_network(), plan=plan, views=mechanism_views, seed=1)
-    zeros = model._mechanism.zero([v.value for v in model.network.trainable_variables])
-    noise = model._mechanism.noisy_mean(zeros, tf.constant(0, tf.int64))
+    zeros = model.step.mechanism.zero(
+        [v.value for v in model.network.trainable_variables]
+    )
+    noise = model.step.mechanism.noisy_mean(zeros, tf.constant(0, tf.int64))
     return np.concatenate([part.numpy().ravel() for part in noise]).std()
 
 

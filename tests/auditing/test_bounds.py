@@ -3,14 +3,14 @@ import pytest
 import tensorflow as tf
 from scipy import special, stats
 
-from dpmix_tf.errors import DPMixError
-from dpmix_tf.privacy import PrivacyPlan
-from dpmix_tf.privacy.audit import (
+from dpmix_tf.auditing.bounds import (
     clopper_pearson_bound,
     gaussian_bound,
     one_run_bound,
     roc,
 )
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.privacy import PrivacyPlan
 from dpmix_tf.privacy.mechanism import GaussianMechanism
 
 REPETITIONS = 100

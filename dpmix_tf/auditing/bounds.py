@@ -54,6 +54,12 @@ class Bound:
     evidence: str
 
 
+def check_confidence(confidence: float) -> None:
+    """Raises DPMixError unless `confidence` is in (0, 1)."""
+    if not 0 < confidence < 1:
+        raise DPMixError(f"confidence must be in (0, 1), received: {confidence}.")
+
+
 def check_scores(scores: np.ndarray, included: np.ndarray) -> None:
     """Refuses scores that nothing can be concluded from.
 

@@ -4,11 +4,14 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from dpmix_tf import auditing
+from dpmix_tf.auditing import canaries, training_audit
 from dpmix_tf.data import ArraySource
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy.mechanism import GaussianMechanism
-from dpmix_tf.training import Trainer, auditing, default_config
+from dpmix_tf.training import Trainer, default_config
 from tests.conftest import ROOT
 
 
@@ -26,7 +29,7 @@ def short_config(**privacy):
 def test_canaries_follow_the_examples(digits):
     source = ArraySource(*digits.train.read(np.arange(5)))
     images = np.full((2, 8, 8, 1), 7, np.uint8)
-    joined = auditing.CanarySource(source, images, np.array([3, 4]), 2)
+    joined = canaries.CanarySource(source, images, np.array([3, 4]), 2)
     assert len(joined) == 9
     read, labels = joined.read(np.array([8, 1, 5, 6]))
     np.testing.assert_array_equal(read[1], source.read(np.array([1]))[0][0])
@@ -34,24 +37,35 @@ def test_canaries_follow_the_examples(digits):
     assert labels.tolist()[2:] == [3, 4]
 
 
-def canary_model(images, gradients, noise=1e-6):
+def canary_model(images, gradients, noise=1e-6, microbatch=None):
     config = short_config(epsilon=None, noise_multiplier=noise)
-    experiment = auditing._Experiment(config, images, gradients, seed=3)
+    if microbatch is not None:
+        config.views.base, config.views.mixed = 1, 0
+        config.views.microbatch = microbatch
+    experiment = training_audit._Experiment(config, images, gradients, seed=3)
     return experiment, experiment.model
 
 
-def test_gradient_canaries_are_clipped_summed_and_dropped_by_their_coins():
-    experiment, model = canary_model(0, 200)
+@pytest.mark.parametrize("microbatch, sensitivity", [(None, 1.0), (8, 2.0)])
+def test_gradient_canaries_use_the_sensitivity_and_are_dropped_by_their_coins(
+    microbatch, sensitivity
+):
+    experiment, model = canary_model(0, 200, microbatch=microbatch)
+    assert model.plan.sensitivity == sensitivity
     first = len(experiment.dataset.train)
     included = np.arange(200) % 4 == 0
-    model.include(included)
+    model.step.include(included)
     ids = np.arange(first, first + 200)
     images, labels = experiment.source.read(ids)
     total = model.clipped_gradient_sum(images, labels, ids=ids)
     flat = np.concatenate([part.numpy().ravel() for part in total])
     expected = np.zeros_like(flat)
-    expected[model._places.numpy()[included]] = model.plan.clip_norm
+    expected[model.step._places.numpy()[included]] = sensitivity * model.plan.clip_norm
     np.testing.assert_allclose(flat, expected, atol=1e-6)
+    # What is heard of them, nearly without noise, is one or nothing.
+    model.step._without_canaries = tf.zeros_like(flat)
+    model.step._hear([part / model.plan.expected_batch_size for part in total])
+    np.testing.assert_array_equal(model.step.scores > 0, included)
 
 
 def test_the_plan_audited_costs_what_is_claimed():
@@ -97,10 +111,10 @@ def test_many_short_runs(monkeypatch):
 
 def test_runs_start_again_at_the_same_weights_with_other_noise():
     experiment, model = canary_model(1, 1, noise=1.0)
-    state = [variable.numpy() for variable in auditing._all(model.state())]
+    state = [variable.numpy() for variable in training_audit._all(model.state())]
     ends = []
     for seed in (1, 1, 2):
-        model.start_again(state, seed)
+        training_audit._start_again(model, state, seed)
         experiment.run(np.array([True, True]), seed)
         ends.append([v.numpy() for v in model.network.trainable_variables])
     for one, same, other in zip(*ends, strict=True):

@@ -1,0 +1,235 @@
+"""Canaries: records that a fair coin puts into a training run or leaves out.
+
+Two kinds are trained on beside the private examples:
+
+- image canaries, which go the whole way: mislabelled images, and images of noise. The
+  attack sees the finished network and scores them by their loss (black box).
+- gradient canaries, whose gradient is one number of the network's weights, ten times
+  longer than the clip norm. They go through sampling, clipping, sum and noise, and
+  move the sum by as much as the plan allows one example to: by the clip norm times the
+  plan's sensitivity. The attack knows everything but the coins, the sampling and the
+  noise, and sees every noisy sum; it scores them by the likelihood ratio of what it
+  sees at that weight (white box; Nasr et al. 2023, section 4.2, call it a Dirac
+  canary).
+
+A canary that is left out is drawn like the others and then dropped, so that nothing
+else depends on the coin.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dpmix_tf.data import Batch, Dataset, ExampleSource
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.privacy import PrivacyPlan, randomness
+from dpmix_tf.privacy.clipping import ClippedSum
+from dpmix_tf.training.private_step import PrivateStep, Release
+
+_CANARY_LENGTH = 10.0  # clip norms: clipping has something to do
+_RECORDS_HELD = 16_000_000  # numbers, while gradient canaries are added
+
+
+class CanarySource(ExampleSource):
+    """Private examples, then image canaries, then gradient canaries (black images).
+
+    Args:
+      source: the private examples.
+      images: uint8 or float [n,H,W,C], as the source's.
+      labels: int [n].
+      gradients: how many gradient canaries.
+    """
+
+    def __init__(
+        self,
+        source: ExampleSource,
+        images: np.ndarray,
+        labels: np.ndarray,
+        gradients: int,
+    ):
+        self._source = source
+        blank = np.zeros((gradients, *source.image_shape), source.image_dtype)
+        self._images = np.concatenate([images.astype(source.image_dtype), blank])
+        self._labels = np.concatenate([labels, np.zeros(gradients)]).astype(np.int32)
+        self.class_names = source.class_names
+        self.image_shape = source.image_shape
+        self.image_dtype = source.image_dtype
+
+    def __len__(self) -> int:
+        """Number of examples, canaries included."""
+        return len(self._source) + len(self._labels)
+
+    def read(self, indices):
+        """Reads examples and canaries."""
+        indices = np.asarray(indices, np.int64)
+        canaries = indices - len(self._source)
+        ours = canaries >= 0
+        images = np.empty((len(indices), *self.image_shape), self.image_dtype)
+        labels = np.empty(len(indices), np.int32)
+        images[~ours], labels[~ours] = self._source.read(indices[~ours])
+        images[ours] = self._images[canaries[ours]]
+        labels[ours] = self._labels[canaries[ours]]
+        return images, labels
+
+
+def image_canaries(dataset: Dataset, count: int, random: np.random.Generator):
+    """Test images with wrong labels, and as many images of noise."""
+    mislabelled = (count + 1) // 2
+    classes = len(dataset.class_names)
+    if mislabelled > len(dataset.test):
+        raise DPMixError(
+            f"image_canaries must be at most {2 * len(dataset.test)}, twice the test "
+            f"images; received: {count}."
+        )
+    chosen = random.choice(len(dataset.test), mislabelled, replace=False)
+    images, labels = dataset.test.read(chosen)
+    wrong = (labels + random.integers(1, classes, mislabelled)) % classes
+    noise = random.random((count - mislabelled, *dataset.image_shape))
+    if images.dtype == np.uint8:
+        noise = noise * 255
+    return (
+        np.concatenate([images, noise.astype(images.dtype)]),
+        np.concatenate([wrong, random.integers(0, classes, len(noise))]),
+    )
+
+
+class CanaryStep(PrivateStep):
+    """PrivateStep that trains on canaries, too, and listens to its own releases.
+
+    Releases are scaled up: canaries make the batch larger, and the division by its
+    expected size would slow down training.
+
+    Args:
+      network: see PrivateStep, as are further keyword arguments.
+      plan: for examples and canaries together.
+      examples: how many private examples there are; canaries' ids follow.
+      images: how many image canaries.
+      gradients: how many gradient canaries, at most one a trainable weight.
+      **settings: of PrivateStep.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        *,
+        plan: PrivacyPlan,
+        examples: int,
+        images: int,
+        gradients: int,
+        **settings,
+    ):
+        super().__init__(network, plan=plan, **settings)
+        weights = sum(int(np.prod(v.shape)) for v in network.trainable_variables)
+        if gradients > weights:
+            raise DPMixError(
+                f"gradient_canaries must be at most {weights}, the network's trainable "
+                f"weights; received: {gradients}."
+            )
+        self._examples, self._images, self._weights = examples, images, weights
+        places = np.random.default_rng(0).permutation(weights)[:gradients]
+        self._places = tf.constant(places, tf.int32)
+        self._included = tf.Variable(tf.zeros([images + gradients], tf.bool))
+        self._scores = tf.Variable(tf.zeros([gradients]))
+        self._without_canaries = None  # of the update being traced
+        self._scale = plan.num_examples / examples
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Log-likelihood ratio of each gradient canary's being in, float32 [n]."""
+        return self._scores.numpy()
+
+    def include(self, included: np.ndarray) -> None:
+        """Says which canaries are in: bool, image canaries first."""
+        self._included.assign(included)
+
+    def noisy_mean(self, batch: Batch) -> Release:
+        """Makes the release, and hears it."""
+        release = super().noisy_mean(batch)
+        self._hear(release.gradients)
+        scaled = [part * self._scale for part in release.gradients]
+        return release._replace(gradients=scaled)
+
+    def clipped_sum(self, images, labels, ids, update) -> ClippedSum:
+        """Adds up examples and canaries, each canary by its coin."""
+        canary = tf.cast(ids, tf.int32) - self._examples
+        coins = tf.concat([[True], self._included], 0)
+        included = tf.gather(coins, tf.maximum(canary + 1, 0))
+        ordinary = (canary < self._images) & included
+        result = super().clipped_sum(
+            *(tf.boolean_mask(part, ordinary) for part in (images, labels, ids)), update
+        )
+        self._without_canaries = _flat(result.total)
+        drawn = tf.boolean_mask(canary, (canary >= self._images) & included)
+        places = tf.gather(self._places, drawn - self._images)
+        canaries = self._sum_of_gradients(result.total, places)
+        return result._replace(
+            total=[
+                part + self.plan.sensitivity * moved
+                for part, moved in zip(result.total, canaries, strict=True)
+            ]
+        )
+
+    def _sum_of_gradients(self, like, places):
+        """Sums a record for each place: there it is ten clip norms, elsewhere zero."""
+        chunk = max(1, min(64, _RECORDS_HELD // self._weights))
+        sizes = [part.shape.num_elements() for part in like]
+
+        def add_chunk(start, total):
+            of_chunk = places[start : start + chunk]
+            missing = chunk - tf.shape(of_chunk)[0]
+            counted = tf.range(chunk) < chunk - missing
+            records = tf.one_hot(
+                tf.pad(of_chunk, [[0, missing]]),
+                self._weights,
+                on_value=_CANARY_LENGTH * self.plan.clip_norm,
+            )
+            parts = [
+                tf.reshape(part, [chunk, *shaped.shape])
+                for part, shaped in zip(
+                    tf.split(tf.ensure_shape(records, [chunk, None]), sizes, 1),
+                    like,
+                    strict=True,
+                )
+            ]
+            total, _ = self.mechanism.add(total, parts, counted)
+            return start + chunk, total
+
+        _, total = tf.while_loop(
+            lambda start, _: start < tf.size(places),
+            add_chunk,
+            (tf.constant(0), self.mechanism.zero(like)),
+            parallel_iterations=1,
+        )
+        return total
+
+    def _hear(self, noisy):
+        """What a noisy sum says of each gradient canary, added to its score.
+
+        In units of how far one example may move the sum, it is N(0, sigma^2) at a
+        canary's weight, and N(1, sigma^2) where the canary was drawn, with probability
+        q if it is in.
+        """
+        plan = self.plan
+        seen = _flat(noisy) * plan.expected_batch_size - self._without_canaries
+        seen = tf.gather(seen, self._places) / (plan.sensitivity * plan.clip_norm)
+        drawn = (2.0 * seen - 1.0) / (2.0 * plan.noise_multiplier**2)
+        q = plan.sampling_probability
+        ratio = drawn + np.log(q)
+        if q < 1:
+            not_drawn = tf.fill(ratio.shape, tf.constant(np.log1p(-q), tf.float32))
+            ratio = tf.reduce_logsumexp([ratio, not_drawn], axis=0)
+        self._scores.assign_add(ratio)
+
+    def start_again(self, seed: randomness.Seed) -> None:
+        """Back to before the first update, with another seed.
+
+        Runs are audited one by one, and none is released: nothing adds up.
+        """
+        self.account._next.assign(0)
+        self.view_stream.seed.assign(randomness.derive(seed, "views"))
+        self.mechanism.reseed(seed)
+        self._scores.assign(tf.zeros_like(self._scores))
+
+
+def _flat(parts):
+    return tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)

@@ -1,0 +1,145 @@
+"""From a config to the plan, the pool and the model that it describes."""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from ml_collections import ConfigDict
+
+from dpmix_tf.data import Dataset, ExampleSource
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.models import build_network, weights_digest
+from dpmix_tf.privacy import PrivacyPlan, randomness
+from dpmix_tf.synthetic import SyntheticPool
+from dpmix_tf.training.dp_model import DPMixModel
+from dpmix_tf.training.optimizers import make_optimizer
+from dpmix_tf.training.private_step import PrivateStep
+from dpmix_tf.views import kind_of, make_views
+
+
+def make_plan(config: ConfigDict, num_examples: int) -> PrivacyPlan:
+    """Makes the plan that `config.privacy` asks for.
+
+    Raises:
+      DPMixError: not exactly one of epsilon and noise_multiplier is given, or a value
+        is out of range.
+    """
+    settings = config.privacy.to_dict()
+    epsilon = settings.pop("epsilon")
+    noise_multiplier = settings.pop("noise_multiplier")
+    if (epsilon is None) == (noise_multiplier is None):
+        raise DPMixError(
+            "Give exactly one of privacy.epsilon and privacy.noise_multiplier; "
+            f"received epsilon={epsilon}, noise_multiplier={noise_multiplier}."
+        )
+    kind = kind_of(config.views.to_dict())
+    settings |= {"num_examples": num_examples, "sensitivity": kind.sensitivity}
+    if epsilon is None:
+        return PrivacyPlan(noise_multiplier=noise_multiplier, **settings)
+    return PrivacyPlan.for_epsilon(epsilon=epsilon, **settings)
+
+
+def load_pool(config: ConfigDict, dataset: Dataset) -> SyntheticPool | None:
+    """Loads the pool that `config.views` draws from; None where it draws none.
+
+    Raises:
+      DPMixError: no path, or a pool that does not fit the data set, or that holds
+        training images.
+    """
+    if not config.views.synthetic:
+        return None
+    if config.pool.path is None:
+        raise DPMixError(
+            f"views.synthetic = {config.views.synthetic} needs pool.path: a folder "
+            "made by bin/generate_pool.py."
+        )
+    pool = SyntheticPool.load(
+        config.pool.path,
+        class_names=dataset.class_names,
+        image_shape=dataset.image_shape,
+    )
+    _refuse_training_images(pool, dataset.train)
+    return pool
+
+
+def _refuse_training_images(pool: SyntheticPool, source: ExampleSource) -> None:
+    """Looks for examples in the pool; among ten thousand of each if there are more.
+
+    Images that were changed are not found: a pool is public only by where it is from.
+    """
+    known = {hash(pool.images[index].tobytes()) for index in _some(len(pool.images))}
+    indices = _some(len(source))
+    found = 0
+    for start in range(0, len(indices), 500):
+        images, _ = source.read(indices[start : start + 500])
+        found += sum(hash(image.tobytes()) in known for image in images)
+    if found:
+        raise DPMixError(
+            f"The pool holds {found} of the training images themselves. The guarantee "
+            "takes it as public: make it from images that have nothing to do with the "
+            "private ones."
+        )
+
+
+def _some(count: int) -> np.ndarray:
+    """Up to ten thousand indices, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, 10_000)).astype(np.int64))
+
+
+def pin_weights(config: ConfigDict) -> ConfigDict:
+    """Returns the config with the digest of the public weights it starts from, if any.
+
+    A run that is resumed, evaluated or exported then finds the same, or says so.
+
+    Raises:
+      DPMixError: there is no such file.
+    """
+    if config.network.name != "pretrained":
+        return config
+    arguments = config.network.to_dict()
+    if arguments.get("sha256") is None:
+        config = config.copy_and_resolve_references()
+        config.network = ConfigDict(arguments | {"sha256": weights_digest(**arguments)})
+    return config
+
+
+def build_model(
+    config: ConfigDict,
+    dataset: Dataset,
+    plan: PrivacyPlan,
+    seed: int,
+    make_step: Callable[..., PrivateStep] = PrivateStep,
+) -> DPMixModel:
+    """Builds and compiles the model that a config describes, with new weights.
+
+    Raises:
+      DPMixError: the network, its views, its pool or its optimizer is not accepted.
+    """
+    # Initial weights come from the secret seed too: a public, known start would be
+    # fine for privacy, but one seed should repeat the whole run.
+    initial = randomness.derive(seed, "initial weights")
+    keras.utils.set_random_seed(int(initial[0]) % 2**32)
+    arguments = config.network.to_dict()
+    network = build_network(
+        arguments.pop("name"),
+        input_shape=dataset.image_shape,
+        num_classes=len(dataset.class_names),
+        arguments=arguments,
+        dtype_policy=config.dtype_policy,
+    )
+    model = DPMixModel(
+        network,
+        plan=plan,
+        views=make_views(config.views.to_dict(), load_pool(config, dataset)),
+        seed=seed,
+        chunk_size=config.run.chunk_size,
+        ema_decay=config.ema_decay,
+        private_metrics=config.run.private_metrics,
+        make_step=make_step,
+    )
+    model.compile(
+        optimizer=make_optimizer(config),
+        metrics=["accuracy"],
+        jit_compile=config.run.jit_compile,
+    )
+    return model

@@ -1,0 +1,79 @@
+"""What `fit` is asked to do, looked at before anything is spent."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dpmix_tf.data import ExampleSource
+from dpmix_tf.errors import BudgetExhaustedError, DPMixError
+from dpmix_tf.privacy import PrivacyPlan
+
+
+def check_fit_arguments(y: Any, settings: Mapping[str, Any], *, workers: int) -> None:
+    """Refuses arguments of Keras's fit under which the guarantee would not hold.
+
+    Args:
+      y: labels; there is no place for them.
+      settings: fit's other keyword arguments.
+      workers: processes that train together.
+
+    Raises:
+      DPMixError: says which, why, and what to do.
+    """
+    for argument in ("validation_split", "class_weight", "sample_weight"):
+        if settings.get(argument) is not None:
+            raise DPMixError(
+                f"fit takes no {argument}: it would change which examples are "
+                "trained on, or how much, after the plan was made. Cut a "
+                "validation set off before making the plan."
+            )
+    if y is not None:
+        raise DPMixError("fit takes PoissonBatches(source, plan), not x and y.")
+    if workers > 1 and settings.get("validation_data") is not None:
+        raise DPMixError(
+            "validation_data is not supported with several workers: call evaluate "
+            "on the network after fit."
+        )
+    callbacks = settings.get("callbacks") or []
+    callbacks = getattr(callbacks, "callbacks", callbacks)
+    for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
+        _refuse_private_monitor(callback)
+
+
+def _refuse_private_monitor(callback: Any) -> None:
+    """Refuses a callback that steers by numbers computed without noise."""
+    monitor = getattr(callback, "monitor", None)
+    if isinstance(monitor, str) and monitor.startswith("private_"):
+        raise DPMixError(
+            f"{type(callback).__name__} monitors {monitor!r}, which is computed "
+            "from the training examples without noise: what it decides would not "
+            "be covered by the guarantee. Monitor a validation metric instead, "
+            "such as 'val_accuracy'."
+        )
+
+
+def check_budget(plan: PrivacyPlan, spent: int, asked: int) -> None:
+    """Raises BudgetExhaustedError where more updates are asked for than are left."""
+    left = plan.updates - spent
+    if left <= 0 or asked > left:
+        raise BudgetExhaustedError(
+            f"The plan allows {plan.updates} updates, {spent} are "
+            f"spent, and this call asks for {asked if asked > 0 else 'more'}. "
+            "Training stops here to keep the guarantee; for more updates make a "
+            "new plan and train from the start."
+        )
+
+
+def check_source(
+    source: ExampleSource, image_shape: tuple[int, ...], classes: int
+) -> None:
+    """Raises DPMixError for examples that the network was not built for."""
+    if tuple(source.image_shape) != image_shape:
+        raise DPMixError(
+            f"The network takes images of shape {image_shape}; the source's are "
+            f"{source.image_shape}."
+        )
+    if len(source.class_names) > classes:
+        raise DPMixError(
+            f"The network has {classes} outputs; the source has "
+            f"{len(source.class_names)} classes."
+        )

@@ -1,0 +1,71 @@
+"""What `fit` calls for each update, on one replica or several."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+class TrainFunction:
+    """Takes the next batch and makes one update of it.
+
+    Args:
+      train_step: a batch -> logs, the same on all replicas.
+      strategy: where it runs.
+      eagerly: whether to run it without a graph.
+
+    Attributes:
+      input_seconds: how long batches were waited for.
+    """
+
+    def __init__(
+        self,
+        train_step: Callable[[Any], dict[str, tf.Tensor]],
+        strategy: tf.distribute.Strategy,
+        *,
+        eagerly: bool,
+    ):
+        self._train_step, self._strategy = train_step, strategy
+        self._eagerly = eagerly
+        self._traced: dict[Any, Callable] = {}
+        self.input_seconds = 0.0
+
+    def __call__(self, iterator: Iterator) -> dict[str, tf.Tensor]:
+        """Makes the update; returns its logs."""
+        started = time.perf_counter()
+        batch = next(iterator)
+        self.input_seconds += time.perf_counter() - started
+        spec = iterator.element_spec  # batches of any size: traced once
+        if spec not in self._traced:
+            self._traced[spec] = (
+                self._update
+                if self._eagerly
+                else tf.function(self._update, input_signature=(spec,), autograph=False)
+            )
+        return self._traced[spec](batch)
+
+    def _update(self, batch):
+        logs = self._strategy.run(self._train_step, args=(batch,))
+        # They are the same on all replicas.
+        return {
+            name: self._strategy.experimental_local_results(value)[0]
+            for name, value in logs.items()
+        }
+
+
+def is_finite(network: keras.Model) -> tf.Tensor:
+    """Whether a network's weights, and its logits of public noise, are finite.
+
+    Both are post-processing of what is released. How many gradients are finite would
+    be private.
+
+    Returns:
+      bool scalar.
+    """
+    shape = [2, *network.input_shape[1:]]
+    noise = tf.random.stateless_uniform(shape, seed=[0, 0])
+    numbers = [variable.value for variable in network.trainable_variables]
+    numbers.append(network(noise, training=False))
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(each)) for each in numbers])

@@ -1,0 +1,205 @@
+"""PrivateStep: from a batch to the noisy mean of its clipped gradients."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from dpmix_tf.data import Batch
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.models import count_activations, split_frozen_front
+from dpmix_tf.privacy import PrivacyPlan, randomness
+from dpmix_tf.privacy.account import Account
+from dpmix_tf.privacy.clipping import (
+    ClippedSum,
+    choose_chunk_size,
+    clipped_gradient_sum,
+)
+from dpmix_tf.privacy.mechanism import GaussianMechanism, Record
+from dpmix_tf.views import Views
+
+
+class Release(NamedTuple):
+    """What one update releases, and what it must not.
+
+    Attributes:
+      update: int64 scalar, the number of the update, charged.
+      gradients: the noisy mean, one float32 tensor per trainable variable.
+      clipped: what the noise was added to. Private.
+      size: float32 scalar, examples in the batch. Private.
+    """
+
+    update: tf.Tensor
+    gradients: Record
+    clipped: ClippedSum
+    size: tf.Tensor
+
+
+class PrivateStep:
+    """Makes views of a batch, clips each record's gradient, sums, charges, adds noise.
+
+    A plain object, so that Keras neither tracks, saves nor restores any of it.
+
+    Args:
+      network: Keras model, float images [n,H,W,C] -> logits [n,classes].
+      plan: the privacy budget.
+      views: makes records, and views of each record.
+      seed: secret, of noise and views.
+      account: where updates are charged.
+      chunk_size: records vectorised together; default by the network's shape.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        *,
+        plan: PrivacyPlan,
+        views: Views,
+        seed: randomness.Seed,
+        account: Account,
+        chunk_size: int | None = None,
+    ):
+        self.network, self.plan, self.views = network, plan, views
+        self.account = account
+        self.front, self.rest = split_frozen_front(network)
+        self.seed = seed
+        self.mechanism = GaussianMechanism(plan, seed)
+        self.view_stream = randomness.Stream(seed, "views")
+        self.chunk_size = self._checked(chunk_size)
+        self.jit_compile = False
+        alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
+        # Whether the update under way is to be abandoned; another thread may say so.
+        self._abandoned = tf.Variable(False, trainable=False) if alone else None
+
+    def noisy_mean(self, batch: Batch) -> Release:
+        """Makes the release of one update; in a graph, on one replica or several.
+
+        The account's next update is charged once the clipped sum is known to be whole,
+        and before any noise is drawn.
+
+        Args:
+          batch: drawn for that update. Replicas each get a part of it.
+        """
+        with tf.control_dependencies([batch.labels]):  # not before there is a batch
+            update = self.account.check(batch.update)
+        clipped = self.clipped_sum(batch.images, batch.labels, batch.ids, update)
+        size = tf.cast(tf.shape(batch.images)[0], tf.float32)
+        replica = tf.distribute.get_replica_context()
+        if replica.num_replicas_in_sync > 1:
+            clipped, size = replica.all_reduce(
+                tf.distribute.ReduceOp.SUM, (clipped, size)
+            )
+        with tf.control_dependencies(self._wholeness(clipped)):
+            update = self.account.charge(update)
+        with tf.control_dependencies([update]):
+            # Equal on all replicas, noise included: it is added once in total.
+            gradients = self.mechanism.noisy_mean(clipped.total, update)
+        return Release(update, gradients, clipped, size)
+
+    def clipped_sum(self, images, labels, ids, update) -> ClippedSum:
+        """Adds up the clipped gradients of a batch. Private: it is not noised.
+
+        Args:
+          images: [n,H,W,C], uint8 or float.
+          labels: integers [n], or one-hot or soft [n,classes].
+          ids: int64 [n], keys of the examples' views.
+          update: int64 scalar, whose views to make.
+        """
+        records = self.views.records(
+            tf.ensure_shape(images, [None, *self.network.input_shape[1:]]),
+            self._soft(labels),
+            ids,
+            seed=randomness.fold_in(self.view_stream.seed, update),
+            expected_batch_size=self.plan.expected_batch_size,
+        )
+        return clipped_gradient_sum(
+            self.mechanism,
+            [variable.value for variable in self.network.trainable_variables],
+            records.tensors,
+            self._with_front(records.make_views),
+            self._mean_loss,
+            chunk_size=self.chunk_size,
+            jit_compile=self.jit_compile,
+            abandoned=self._abandoned,
+        )
+
+    def _with_front(self, make_views: Callable) -> Callable:
+        """Views as the trained part of the network takes them."""
+        if self.front is None:
+            return make_views
+
+        def make_features(*records):
+            views, labels = make_views(*records)
+            flat = tf.reshape(views, [-1, *views.shape[2:]])
+            features = self.front(flat, training=False)
+            return tf.reshape(features, [*views.shape[:2], *features.shape[1:]]), labels
+
+        return make_features
+
+    def _mean_loss(self, features, labels):
+        """One record's [K,...] and [K,classes] -> mean cross-entropy over its views."""
+        logits = tf.cast(self.rest(features, training=True), tf.float32)
+        # TensorFlow's fused cross-entropy is wrong for labels that sum to 0.
+        losses = -tf.reduce_sum(labels * tf.nn.log_softmax(logits), axis=-1)
+        return tf.reduce_mean(losses)
+
+    def _soft(self, labels):
+        classes = int(self.network.output_shape[-1])
+        if labels.shape.rank == 1:
+            return tf.one_hot(labels, classes)
+        return tf.cast(tf.ensure_shape(labels, [None, classes]), tf.float32)
+
+    def abandon(self) -> None:
+        """Makes the update under way fail, before it is charged; for another thread."""
+        if self._abandoned is not None:
+            self._abandoned.assign(True)
+
+    def _wholeness(self, clipped: ClippedSum) -> list[tf.Operation]:
+        """What must pass before the sum is used: it may be of a part of the batch."""
+        if self._abandoned is None:
+            return []
+        with tf.control_dependencies([clipped.loss_sum]):
+            whole = tf.debugging.Assert(
+                ~self._abandoned,
+                ["The update was abandoned; nothing of it is applied."],
+            )
+        return [whole] if whole is not None else []
+
+    def _checked(self, chunk_size: int | None) -> int:
+        """The chunk size asked for, or one that suits the network; logged."""
+        if chunk_size is not None and chunk_size < 1:
+            raise DPMixError(f"chunk_size must be 1 or more, received: {chunk_size}.")
+        views = self.views.views_per_record
+        activations = count_activations(self.rest)
+        weights = sum(int(np.prod(v.shape)) for v in self.network.trainable_variables)
+        if chunk_size is not None:
+            why = "as asked for"
+        else:
+            chunk_size = choose_chunk_size(
+                views_per_example=views,
+                activations_per_view=activations,
+                parameters=weights,
+            )
+            why = (
+                f"K = {views}, {activations} activations per view, {weights} "
+                "trainable weights"
+            )
+        logging.info("Chunks of %d example(s): %s.", chunk_size, why)
+        return chunk_size
+
+
+def as_batch(batch: Any) -> Batch:
+    """Returns a Batch of (images, labels): positions as ids, and no update's number.
+
+    Raises:
+      DPMixError: sample weights.
+    """
+    if isinstance(batch, Batch):
+        return batch
+    images, labels, weights = keras.utils.unpack_x_y_sample_weight(batch)
+    if weights is not None:
+        raise DPMixError("Batches take no sample weights: every example counts once.")
+    return Batch(images, labels, tf.range(tf.shape(images)[0], dtype=tf.int64), None)

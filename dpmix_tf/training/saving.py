@@ -1,0 +1,141 @@
+"""What a saved DPMixModel holds: everything but the secret seed."""
+
+import json
+from typing import Any
+
+import keras
+import numpy as np
+
+from dpmix_tf import views
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.privacy import Ledger, PrivacyPlan
+
+_LEDGER = "ledger"  # where weights files keep it
+
+
+class Saving(keras.Model):
+    """The part of DPMixModel that Keras calls to save it and to make it again."""
+
+    def get_config(self) -> dict[str, Any]:
+        """What `from_config` makes an equal model of, the seed left out."""
+        return {
+            "name": self.name,
+            "network": keras.saving.serialize_keras_object(self.network),
+            # Some layers of layers forget it.
+            "trainable": [bool(v.trainable) for v in self.network.variables],
+            "plan": self.plan.to_dict(),
+            "views": self.views.to_dict(),
+            "chunk_size": self.chunk_size,
+            "ema_decay": self.average.decay,
+            "private_metrics": self.private_metrics,
+            "ledger": self.ledger.to_list(),  # a copy may be given these weights
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects=None):
+        """Makes the model again, with a fresh seed.
+
+        Raises:
+          DPMixError: the pool of synthetic images is gone or has changed.
+        """
+        config = dict(config)
+        config["network"] = keras.saving.deserialize_keras_object(
+            config["network"], custom_objects=custom_objects
+        )
+        trainable = config.pop("trainable")
+        for variable, value in zip(config["network"].variables, trainable, strict=True):
+            variable.trainable = value
+        config["plan"] = PrivacyPlan(**config["plan"])
+        config["views"] = views.from_dict(config["views"])
+        history = Ledger.from_list(config.pop("ledger"), "The model's config")
+        model = cls(**config)
+        model.account.absorb(history)
+        return model
+
+    def save(self, filepath, *arguments, **settings) -> None:
+        """Saves a `.keras` file, as Keras does."""
+        if not str(filepath).endswith(".keras"):
+            raise DPMixError(f"save takes a .keras file, received: {filepath}.")
+        super().save(filepath, *arguments, **settings)
+
+    def load_weights(self, filepath, **settings) -> None:
+        """Loads all weights of a `.weights.h5` or `.keras` file, or none of them.
+
+        What they were trained under comes along: the ledger is then at least theirs.
+
+        Raises:
+          DPMixError: another kind of file, or skip_mismatch: the ledger could be left
+            behind.
+        """
+        if settings or not str(filepath).endswith((".weights.h5", ".keras")):
+            raise DPMixError(
+                "load_weights takes a .weights.h5 or .keras file, and all of it, so "
+                f"that what was spent comes along; received: {filepath} "
+                f"{settings or ''}. To start from public weights, load them into "
+                "model.network."
+            )
+        variables = [*self.variables]
+        if getattr(self, "optimizer", None) is not None:  # compiled
+            variables += self.optimizer.variables
+        before = [np.asarray(variable) for variable in variables]
+        try:
+            super().load_weights(filepath)
+        except Exception:
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
+            raise
+
+    def save_own_variables(self, store) -> None:
+        """Saves, with the averages, what the weights were trained under."""
+        super().save_own_variables(store)
+        text = json.dumps(self.ledger.to_list())
+        store[_LEDGER] = np.frombuffer(text.encode(), np.uint8)
+
+    def load_own_variables(self, store) -> None:
+        """Loads them.
+
+        Raises:
+          DPMixError: the file does not say what its weights were trained under.
+        """
+        names = set(store.keys())  # of an H5 file too, which is not a dict
+        if _LEDGER not in names:
+            raise DPMixError(
+                "These weights do not say what they were trained under: they were "
+                "not saved by a DPMixModel of this version. Weights that are public "
+                "can be loaded into its network."
+            )
+        text = np.asarray(store[_LEDGER], np.uint8).tobytes()
+        history = Ledger.from_list(json.loads(text), "The weights file")
+        super().load_own_variables({name: store[name] for name in names - {_LEDGER}})
+        self.account.absorb(history)
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """What `compile` was given, for Keras to save."""
+        config = super().get_compile_config()
+        if not config:
+            return config
+        ours = {name: config[name] for name in ("optimizer", "metrics", "run_eagerly")}
+        return ours | {"jit_compile": self.step.jit_compile}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a loaded model as the saved one was."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def state(self) -> dict[str, list[Any]]:
+        """Variables that a checkpoint must hold besides seed and ledger, by group."""
+        return {
+            "network": kept_variables(self.network),
+            "optimizer": list(self.optimizer.variables),
+            "average": list(self.average.averages),
+        }
+
+
+def kept_variables(network: keras.Model) -> list[Any]:
+    """Variables of a network that a checkpoint must hold.
+
+    Of one on public weights the trained ones alone: the rest is built again from the
+    file, whose digest is on record.
+    """
+    if getattr(network, "public_weights", False):
+        return list(network.trainable_variables)
+    return list(network.variables)
