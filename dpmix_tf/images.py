@@ -68,8 +68,8 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     )
 
 
-def find_images(folder: Path) -> Found:
-    """Finds the image files in a folder, at any depth.
+def find_images(folder: Path, *, deep: bool = True) -> Found:
+    """Finds the image files in a folder; at any depth, or only in itself.
 
     Hidden files and folders (such as `.ipynb_checkpoints` and `._photo.jpg`) and what
     systems leave behind (`__MACOSX`, `Thumbs.db`) are passed over, as are files of
@@ -91,7 +91,7 @@ def find_images(folder: Path) -> Found:
             if _is_litter(name):
                 skipped["hidden or system folders"] += 1
                 folders.remove(name)
-            elif os.path.islink(os.path.join(place, name)):
+            elif deep and os.path.islink(os.path.join(place, name)):
                 skipped["links to folders"] += 1
         for name in names:
             suffix = os.path.splitext(name)[1].lower()
@@ -101,6 +101,8 @@ def find_images(folder: Path) -> Found:
                 files.append(Path(place, name))
             else:
                 skipped[f"{suffix} files" if suffix else "files without a suffix"] += 1
+        if not deep:
+            break
     return Found(sorted(files), skipped)
 
 
@@ -242,8 +244,9 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
         return image
     if brightest <= TWELVE_BITS:
         raise _UnsuitableError(
-            f"16 bits whose brightest value is at most {brightest}: it looks like 12-bit "
-            "data and would be nearly black. Stretch it to 16 bits, or convert it to 8"
+            f"16 bits whose brightest value is at most {brightest}: it looks like "
+            "12-bit data and would be nearly black. Stretch it to 16 bits, or convert "
+            "it to 8"
         )
     return image
 

@@ -40,7 +40,7 @@ def of_file(data: tf.Tensor, is_png: tf.Tensor) -> tf.Tensor:
     # The first entry of the tag counts; 1 stands in where there is none.
     values = tf.boolean_mask(short(8), short(0) == ORIENTATION_TAG)
     value = tf.concat([values, [1]], 0)[0]
-    known = (little | (file.part(at, 2) == b"MM")) & (1 <= value) & (value <= 8)
+    known = (little | (file.part(at, 2) == b"MM")) & (value >= 1) & (value <= 8)
     return tf.where(known, value, 1)
 
 

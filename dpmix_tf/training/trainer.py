@@ -20,6 +20,7 @@ from dpmix_tf.data import (
     Dataset,
     ExampleSource,
     PoissonBatches,
+    inspection,
     load_dataset,
     ordered_batches,
 )
@@ -249,6 +250,8 @@ class Trainer:
         if saved is not None:
             seed = int(saved[1]["seed"], 16)
         else:
+            if self.is_chief:
+                inspection.show(self.dataset)
             seed = randomness.fresh_seed() if config.seed is None else config.seed
         self._seed = cluster.seed_from_chief(self.strategy, seed)
         self._check_same_data()
