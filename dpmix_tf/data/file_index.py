@@ -70,7 +70,7 @@ class FileIndex:
             new = [
                 (position, stamp)
                 for position, stamp in zip(positions, stamps, strict=True)
-                if self._known.get(self._names[position], [[]])[0] != stamp
+                if self._known.get(self._names[position], [None])[0] != stamp
             ]
             read = pool.map(lambda one: _read(self._files[one[0]]), new)
             found = list(progress(read, "Reading the images", total=len(new)))
@@ -93,9 +93,9 @@ class FileIndex:
 
     def _save(self, now: int) -> None:
         kept = {
-            name: known
-            for name, known in self._known.items()
-            if max(known[0][1:]) < now - _UNSETTLED
+            name: self._known[name]
+            for name in self._names
+            if name in self._known and max(self._known[name][0][1:]) < now - _UNSETTLED
         }
         text = json.dumps({"version": _VERSION, "files": kept})
         with contextlib.suppress(DPMixError):  # then they are read again
