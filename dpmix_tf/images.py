@@ -25,6 +25,9 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".we
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _EXPECTED = "a JPEG, PNG, WebP, BMP, GIF or TIFF file"
 
+# Where what is known of a folder's files is kept: see data.file_index.
+INDEX = ".dpmix-tf-files.json"
+
 # What systems leave in folders, beside names that begin with a dot.
 _LITTER = ("__macosx", "desktop.ini", "thumbs.db")
 
@@ -93,7 +96,7 @@ def find_images(folder: Path, *, deep: bool = True) -> Found:
                 folders.remove(name)
             elif deep and os.path.islink(os.path.join(place, name)):
                 skipped["links to folders"] += 1
-        for name in names:
+        for name in set(names) - {INDEX}:
             suffix = os.path.splitext(name)[1].lower()
             if _is_litter(name):
                 skipped["hidden or system files"] += 1

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +14,6 @@ from dpmix_tf.data.sources import DECODERS, progress
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_atomic
 from dpmix_tf.images import image_size
-
-NAME = ".dpmix-tf-files.json"
 
 # To be raised when other files are refused than before.
 _VERSION = 1
@@ -40,67 +38,58 @@ class Content(NamedTuple):
 
 
 class FileIndex:
-    """Digests and sizes of a folder's image files, each read and decoded once.
+    """Digests and sizes of image files, each read and decoded once.
 
-    They are kept in the folder, in a hidden file for its owner's eyes alone, and hold
-    as long as a file's size, its time of change and that of its inode (which cannot be
-    set back) are the same. Where nothing can be written, files are read again at the
-    next start.
+    They are kept in a hidden file for its owner's eyes alone, and hold as long as a
+    file's size, its time of change and that of its inode (which cannot be set back) are
+    the same. Where nothing can be written, files are read again at the next start.
 
     Args:
-      folder: where the files lie.
-      files: their paths.
+      index: where to keep what is known.
+      files: name -> path.
     """
 
-    def __init__(self, folder: Path, files: Sequence[Path]):
-        self._path = folder / NAME
+    def __init__(self, index: Path, files: Mapping[str, str]):
+        self._index = index
         self._files = files
-        self._names = [path.relative_to(folder).as_posix() for path in files]
-        self._known = _load(self._path)
+        self._known = _load(index)
 
-    def contents(self, positions: Sequence[int]) -> list[Content]:
-        """Returns what the files at `positions` hold; reads those that are new.
+    def contents(self, names: Sequence[str]) -> list[Content]:
+        """Returns what the files of these names hold; reads those that are new.
 
         Raises:
           DPMixError: names the first files that cannot be read.
         """
         now = time.time_ns()
+        stamps = {name: _stamp(self._files[name]) for name in names}
+        new = {
+            name: stamp
+            for name, stamp in stamps.items()
+            if self._known.get(name, [None])[0] != stamp
+        }
         with futures.ThreadPoolExecutor(DECODERS) as pool:
-            stamps = list(pool.map(self._stamp, positions))
-            new = [
-                (position, stamp)
-                for position, stamp in zip(positions, stamps, strict=True)
-                if self._known.get(self._names[position], [None])[0] != stamp
-            ]
-            read = pool.map(lambda one: _read(self._files[one[0]]), new)
+            read = pool.map(lambda name: _read(self._files[name]), new)
             found = list(progress(read, "Reading the images", total=len(new)))
         messages = [content for content in found if isinstance(content, str)]
         if messages:
             more = f"\n... and {len(messages) - 5} more" if len(messages) > 5 else ""
             raise DPMixError("\n".join(messages[:5]) + more)
-        for (position, stamp), content in zip(new, found, strict=True):
-            self._known[self._names[position]] = [stamp, list(content)]
+        for (name, stamp), content in zip(new.items(), found, strict=True):
+            self._known[name] = [stamp, content]
         if new:
             self._save(now)
-        return [Content(*self._known[self._names[place]][1]) for place in positions]
-
-    def _stamp(self, position: int) -> list[int]:
-        try:
-            stat = os.stat(self._files[position])
-        except OSError:  # a link to nothing; reading it says so
-            return []
-        return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        return [Content(*self._known[name][1]) for name in names]
 
     def _save(self, now: int) -> None:
         kept = {
             name: self._known[name]
-            for name in self._names
+            for name in self._files
             if name in self._known and max(self._known[name][0][1:]) < now - _UNSETTLED
         }
         text = json.dumps({"version": _VERSION, "files": kept})
         with contextlib.suppress(DPMixError):  # then they are read again
             write_atomic(
-                self._path, lambda file: file.write(text.encode()), private=True
+                self._index, lambda file: file.write(text.encode()), private=True
             )
 
 
@@ -121,10 +110,19 @@ def _load(path: Path) -> dict[str, list]:
         return {}
 
 
-def _read(path: Path) -> Content | str:
+def _stamp(path: str) -> list[int]:
+    """Changes whenever the file does; [] where there is none, which reading tells."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return []
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _read(path: str) -> Content | str:
     """What a file holds, or what is wrong with it."""
     try:
-        data = path.read_bytes()
+        data = Path(path).read_bytes()
         return Content(hashlib.sha256(data).hexdigest(), *image_size(path, data))
     except OSError as error:
         return f"Unreadable image: {path} ({error.strerror}). Replace or remove it."

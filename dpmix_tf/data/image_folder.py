@@ -12,6 +12,7 @@ from dpmix_tf.data.sources import DecodedSource, Examined, digest, some_of
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.images import (
     IMAGE_SUFFIXES,
+    INDEX,
     Found,
     class_folders,
     find_images,
@@ -131,8 +132,16 @@ class ImageFolderSource(DecodedSource):
             if name in found
             for path in found[name].files
         ]
-        self._names = [path.relative_to(folder).as_posix() for path, _ in self._files]
-        self._index = FileIndex(folder, [path for path, _ in self._files])
+        self._names = [
+            f"{name}/{below}"
+            for name in class_names
+            if name in found
+            for below in _below(folder / name, found[name].files)
+        ]
+        paths = [str(path) for path, _ in self._files]
+        self._index = FileIndex(
+            folder / INDEX, dict(zip(self._names, paths, strict=True))
+        )
         super().__init__(image_shape, class_names, len(self._files))
 
     def _decode(self, index):
@@ -142,7 +151,7 @@ class ImageFolderSource(DecodedSource):
     def examine(self, indices=None):
         """Looks at the files' bytes, names and labels; remembers what it has read."""
         indices = np.arange(len(self)) if indices is None else indices
-        contents = self._index.contents([int(index) for index in indices])
+        contents = self._index.contents([self._names[index] for index in indices])
 
         def look(index, content):
             label = self._files[index][1]
@@ -164,6 +173,11 @@ class ImageFolderSource(DecodedSource):
           DPMixError: names the first images that cannot be read.
         """
         self.examine()
+
+
+def _below(folder: Path, files: Sequence[Path]) -> list[str]:
+    """The paths of files, as they are below a folder."""
+    return [str(path)[len(str(folder)) + 1 :] for path in files]
 
 
 def _refuse_missing(folder: Path) -> None:
@@ -195,14 +209,14 @@ def _refuse_one_level_too_high(folder: Path, found: dict[str, Found]) -> None:
     several classes, and their subfolders seldom have the same names.
     """
     inside = {
-        name: {path.relative_to(folder / name).parts[:-1][:1] for path in images.files}
+        name: {below.rpartition("/")[0].partition("/")[0] for below in paths}
         for name, images in found.items()
-        if images.files
+        if (paths := _below(folder / name, images.files))
     }
     subfolders = set.union(*inside.values())
-    if () in subfolders:  # some images are right there
+    if "" in subfolders:  # some images are right there
         return
-    names = some_of(sorted(name for (name,) in subfolders))
+    names = some_of(sorted(subfolders))
     if len(inside) == 1:
         (only,) = inside
         raise DPMixError(

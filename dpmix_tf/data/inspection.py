@@ -18,7 +18,9 @@ from dpmix_tf.data.registry import Dataset
 from dpmix_tf.data.sources import ExampleSource, some_of
 from dpmix_tf.errors import DPMixError
 
-_READ = 500  # training images whose values are looked at
+# Training images whose values are looked at: of uint8 fewer, since a photo may take a
+# tenth of a second; floats lie in memory.
+_READ, _READ_FLOATS = 100, 2_000
 _BLOCK = 50
 _LISTED = 20  # classes; of more, the smallest and the largest are named
 
@@ -152,7 +154,8 @@ def _counts(names: tuple[str, ...], labels: np.ndarray) -> dict[str, int]:
 
 def _values(source: ExampleSource) -> tuple[int, float, float]:
     """How many images were looked at, evenly spread; their lowest and highest value."""
-    chosen = np.unique(np.linspace(0, len(source) - 1, _READ).astype(np.int64))
+    most = _READ if source.image_dtype == np.uint8 else _READ_FLOATS
+    chosen = np.unique(np.linspace(0, len(source) - 1, most).astype(np.int64))
     lows, highs = [], []
     for start in range(0, len(chosen), _BLOCK):
         images, _ = source.read(chosen[start : start + _BLOCK])

@@ -53,7 +53,7 @@ def test_digits_are_found_as_they_are(digits):
     text = "\n".join(inspection.inspect(digits).lines())
     assert "training: 1,294 images in 10 classes" in text
     assert "sizes: 8x8; read as 8x8, 1 channel(s)" in text
-    assert "values: uint8 from 0 to 255 in 500 training images" in text
+    assert "values: uint8 from 0 to 255 in 100 training images" in text
 
 
 def test_floats_out_of_the_usual_range_are_mentioned():
