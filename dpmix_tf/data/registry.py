@@ -300,7 +300,10 @@ def _prepare(builder, name: str, download: bool) -> None:
 
 
 def _split(builder, split: str, shape: tuple[int, int, int]) -> ExampleSource:
-    """Opens ArrayRecord splits for random access, reads others into memory."""
+    """Opens ArrayRecord splits for random access, reads others into memory.
+
+    TFDS decodes the images and leaves them as they lie, whatever their EXIF data says.
+    """
     from tensorflow_datasets.core import file_adapters
 
     names = builder.info.features["label"].names

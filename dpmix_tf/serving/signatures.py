@@ -134,9 +134,8 @@ def _decode_one(data: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor
         )
     small = tf.debugging.Assert(
         tf.reduce_prod(size) <= MOST_PIXELS,
-        [f"Unsuitable image: over {MOST_PIXELS:,} pixels. Shrink it; (height, width)",
-         size],
-    )  # fmt: skip
+        [f"Unsuitable image: over {MOST_PIXELS:,} pixels. Shrink it", size],
+    )
     with tf.control_dependencies([small]):
         pixels = tf.cond(
             is_png,
@@ -171,9 +170,11 @@ def _decode_png(data: tf.Tensor, deep: tf.Tensor) -> tf.Tensor:
     brightest = tf.reduce_max(tf.cast(pixels, tf.int32))
     stretched = tf.debugging.Assert(
         ~deep | (brightest > TWELVE_BITS),
-        ["Unsuitable image: 16 bits of which 12 are used. Stretch it to 16 bits, or "
-         "convert it to 8; its brightest value is", brightest],
-    )  # fmt: skip
+        [
+            "Unsuitable image: 16 bits of which 12 are used. Stretch it to 16 bits, or "
+            "convert it to 8"
+        ],
+    )
     with tf.control_dependencies([stretched]):
         return pixels // 256
 
