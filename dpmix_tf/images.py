@@ -1,9 +1,14 @@
-"""Image files: finding, reading, converting and resizing them."""
+"""Image files: finding, reading, turning upright, converting and resizing them."""
 
+import contextlib
 import io
+import os
+import re
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -13,7 +18,46 @@ from dpmix_tf.errors import DPMixError
 # A small file can claim any size; decoding this many takes a quarter of a gigabyte.
 MOST_PIXELS = 80_000_000
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
+# Sixteen bits of which only twelve are used: what is left of them is nearly black.
+TWELVE_BITS = 4095
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+_EXPECTED = "a JPEG, PNG, WebP, BMP, GIF or TIFF file"
+
+# Where what is known of a folder's files is kept: see data.file_index.
+INDEX = ".dpmix-tf-files.json"
+
+# What systems leave in folders, beside names that begin with a dot.
+_LITTER = ("__macosx", "desktop.ini", "thumbs.db")
+
+_EXIF = b"Exif\0\0"
+ORIENTATION_TAG = 0x0112
+_TURNS = {  # by EXIF orientation: what makes the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class _UnsuitableError(ValueError):
+    """A whole image that is not read; its message says what to do."""
+
+
+class Found(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+      files: the image files at any depth, in order.
+      skipped: why other files and folders were passed over -> how many were.
+    """
+
+    files: list[Path]
+    skipped: Counter[str]
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
@@ -22,25 +66,63 @@ def class_folders(folder: Path) -> tuple[str, ...]:
         sorted(
             entry.name
             for entry in folder.iterdir()
-            if entry.is_dir() and not entry.name.startswith(".")
+            if entry.is_dir() and not _is_litter(entry.name)
         )
     )
 
 
+def find_images(folder: Path, *, deep: bool = True) -> Found:
+    """Finds the image files in a folder; at any depth, or only in itself.
+
+    Hidden files and folders (such as `.ipynb_checkpoints` and `._photo.jpg`) and what
+    systems leave behind (`__MACOSX`, `Thumbs.db`) are passed over, as are files of
+    other suffixes than IMAGE_SUFFIXES and links to folders.
+
+    Raises:
+      DPMixError: a folder that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DPMixError(
+            f"Cannot read {error.filename}: {error.strerror}. Make it readable, or "
+            "move it elsewhere."
+        ) from error
+
+    files, skipped = [], Counter[str]()
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        for name in tuple(folders):
+            if _is_litter(name):
+                skipped["hidden or system folders"] += 1
+                folders.remove(name)
+            elif deep and os.path.islink(os.path.join(place, name)):
+                skipped["links to folders"] += 1
+        for name in set(names) - {INDEX}:
+            suffix = os.path.splitext(name)[1].lower()
+            if _is_litter(name):
+                skipped["hidden or system files"] += 1
+            elif suffix in IMAGE_SUFFIXES:
+                files.append(Path(place, name))
+            else:
+                skipped[f"{suffix} files" if suffix else "files without a suffix"] += 1
+        if not deep:
+            break
+    return Found(sorted(files), skipped)
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _LITTER
+
+
 def image_files(path: Path) -> list[Path]:
     """The image files in a folder, at any depth, in order; a file is its own list."""
-    if not path.is_dir():
-        return [path]
-    return sorted(
-        file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES
-    )
+    return find_images(path).files if path.is_dir() else [path]
 
 
 def read_image(path: str | Path, image_shape: Sequence[int]) -> np.ndarray:
-    """Reads one image file.
+    """Reads one image file, turned upright as its EXIF orientation says.
 
     Args:
-      path: JPEG or PNG.
+      path: JPEG, PNG, WebP, BMP, GIF or TIFF; of several pictures, the first counts.
       image_shape: (H, W, C) to convert to.
 
     Returns:
@@ -49,33 +131,45 @@ def read_image(path: str | Path, image_shape: Sequence[int]) -> np.ndarray:
     Raises:
       DPMixError: names the file that cannot be read.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("JPEG", "PNG")) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise ValueError(
-                        f"{image.width}x{image.height}: over {MOST_PIXELS:,} pixels"
-                    )
-                return fit_image(image, image_shape)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow raises almost anything on a broken file
-        raise DPMixError(
-            f"Unreadable image: {path} ({error}). Expected a JPEG or PNG file; replace "
-            "or remove it."
-        ) from error
+    with _refused_by_name(path), _opened(path) as image:
+        return fit_image(image, image_shape)
+
+
+def image_size(path: str | Path, data: bytes) -> tuple[int, int]:
+    """Decodes a whole image file, as read_image does, and says how large it is.
+
+    Args:
+      path: names the file in errors.
+      data: its content.
+
+    Returns:
+      (width, height), upright.
+
+    Raises:
+      DPMixError: read_image would refuse it.
+    """
+    with _refused_by_name(path), _opened(io.BytesIO(data)) as image:
+        return _upright(_in_eight_bits(image)).size
 
 
 def fit_image(image: Image.Image, image_shape: Sequence[int]) -> np.ndarray:
-    """Converts to grey or RGB and resizes with antialiasing: uint8 [H,W,C].
+    """Turns upright, converts to grey or RGB, resizes with antialiasing.
 
-    Sixteen bits are scaled to eight; transparency is dropped; of an animation, the
-    first picture counts.
+    Of sixteen bits the higher eight are kept; transparency is dropped; of an animation,
+    the first picture counts.
+
+    Args:
+      image: Pillow's.
+      image_shape: (H, W, C), C of 1 or 3.
+
+    Returns:
+      uint8 [H,W,C].
+
+    Raises:
+      ValueError: deeper than sixteen bits, or sixteen of which twelve are used.
     """
     height, width, channels = image_shape
-    if image.mode.startswith("I"):  # Pillow would cut off all above 255
-        image = Image.fromarray((np.asarray(image, np.int64) // 257).astype(np.uint8))
+    image = _upright(_in_eight_bits(image))
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS)
@@ -88,3 +182,106 @@ def to_png(image: np.ndarray, **settings) -> bytes:
     pixels = image[..., 0] if image.shape[-1] == 1 else image
     Image.fromarray(pixels).save(buffer, "PNG", **settings)
     return buffer.getvalue()
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Finds the orientation in an image's EXIF data.
+
+    Args:
+      exif: a TIFF header and its first directory, with or without "Exif" before it.
+
+    Returns:
+      1 to 8; 1, which is upright, where there is none or the data is damaged.
+    """
+    while exif.startswith(_EXIF):
+        exif = exif[len(_EXIF) :]
+    if exif[:2] not in (b"II", b"MM"):
+        return 1
+
+    def number(at: int, size: int) -> int:
+        order = "little" if exif[:2] == b"II" else "big"
+        return int.from_bytes(exif[at : at + size], order)
+
+    first = number(4, 4) + 2
+    last = min(first + 12 * number(first - 2, 2), len(exif))
+    for entry in range(first, last, 12):
+        if number(entry, 2) == ORIENTATION_TAG:
+            value = number(entry + 8, 2)
+            return value if value in _TURNS else 1
+    return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turns an image as its EXIF orientation says; Pillow turns TIFF by itself."""
+    image.load()  # PNG may have its EXIF data behind the pixels
+    if image.format == "TIFF":
+        return image
+    turn = _TURNS.get(exif_orientation(image.info.get("exif", b"")))
+    return image if turn is None else image.transpose(turn)
+
+
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    """Keeps the higher eight of sixteen bits, as Pillow itself does for colours."""
+    if image.mode == "F":
+        raise _UnsuitableError(
+            "its pixels are floats, whose range is not known: convert it to 8 bits"
+        )
+    # How the file keeps its pixels is known until they are loaded.
+    kept = str(getattr(image, "tile", ""))
+    if image.mode.startswith("I"):  # Pillow would cut off all above 255
+        values = np.asarray(image, np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise _UnsuitableError(
+                f"its values are from {values.min()} to {values.max()}, beyond 16 "
+                "bits: convert it to 8 bits"
+            )
+        brightest = int(values.max())
+        turned = Image.fromarray((values // 256).astype(np.uint8))
+        turned.info, turned.format = image.info, image.format
+        image = turned
+    elif re.search(r";16[BLN]'", kept):
+        colours = [band for band in image.getbands() if band != "A"]
+        high = max(image.getchannel(band).getextrema()[1] for band in colours)
+        brightest = 256 * int(high) + 255
+    else:
+        return image
+    if brightest <= TWELVE_BITS:
+        raise _UnsuitableError(
+            f"16 bits whose brightest value is at most {brightest}: it looks like "
+            "12-bit data and would be nearly black. Stretch it to 16 bits, or convert "
+            "it to 8"
+        )
+    return image
+
+
+@contextlib.contextmanager
+def _opened(file: str | Path | io.BytesIO) -> Iterator[Image.Image]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(file, formats=_FORMATS)
+        except Image.DecompressionBombError as error:
+            raise _too_large(str(error)) from error
+        with image:
+            if image.width * image.height > MOST_PIXELS:
+                raise _too_large(f"{image.width}x{image.height}")
+            yield image
+
+
+def _too_large(what: str) -> _UnsuitableError:
+    return _UnsuitableError(f"{what}: over {MOST_PIXELS:,} pixels. Shrink it")
+
+
+@contextlib.contextmanager
+def _refused_by_name(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise
+    except _UnsuitableError as error:
+        raise DPMixError(f"Unreadable image: {path} ({error}).") from error
+    except Exception as error:  # Pillow raises almost anything on a broken file
+        raise DPMixError(
+            f"Unreadable image: {path} ({error}). Expected {_EXPECTED}; replace or "
+            "remove it."
+        ) from error

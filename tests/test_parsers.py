@@ -8,12 +8,13 @@ import zlib
 import hypothesis
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from dpmix_tf.data import ImageFolderSource
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.images import read_image
+from dpmix_tf.images import exif_orientation, read_image
 from dpmix_tf.synthetic import pool
 from dpmix_tf.training import workdir
 
@@ -136,6 +137,15 @@ SOUND = {
     ),
     "upper.PNG": encoded(),
     "png_named.jpg": encoded(),
+    "picture.webp": encoded(file_format="WEBP"),
+    "picture.bmp": encoded(file_format="BMP"),
+    "picture.tiff": encoded(file_format="TIFF", compression="tiff_lzw"),
+    "moving.gif": encoded(
+        "P",
+        file_format="GIF",
+        save_all=True,
+        append_images=[Image.new("P", (20, 10))],
+    ),
 }
 
 
@@ -153,6 +163,65 @@ def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):
     Image.fromarray(deep).save(tmp_path / "deep.png")
     image = read_image(tmp_path / "deep.png", (8, 8, 1))
     np.testing.assert_allclose(image[..., 0], deep / 257, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("I;16", ".png"), ("I;16", ".tif"), ("RGB", ".png")]
+)
+def test_twelve_bits_in_sixteen_are_refused_and_not_read_as_black(
+    tmp_path, mode, suffix
+):
+    deep = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
+    for name, values in (("dark", deep), ("bright", deep * 16)):
+        path = tmp_path / f"{name}{suffix}"
+        if mode == "I;16":
+            Image.fromarray(values).save(path)
+        else:
+            colours = np.stack([values] * 3, -1)
+            path.write_bytes(tf.io.encode_png(colours).numpy())
+    with pytest.raises(DPMixError, match="dark.*12-bit.*[Ss]tretch it"):
+        read_image(tmp_path / f"dark{suffix}", (8, 8, 1))
+    image = read_image(tmp_path / f"bright{suffix}", (8, 8, 1))
+    np.testing.assert_array_equal(image[..., 0], deep * 16 // 256)
+
+
+def test_floats_and_whole_numbers_beyond_sixteen_bits_are_refused(tmp_path):
+    for values in (np.ones((8, 8), np.float32), np.full((8, 8), 70_000, np.int32)):
+        Image.fromarray(values).save(tmp_path / "values.tiff")
+        with pytest.raises(DPMixError, match="convert it to 8 bits"):
+            read_image(tmp_path / "values.tiff", (8, 8, 1))
+
+
+def test_images_that_are_too_large_are_to_be_shrunk(tmp_path):
+    for size in ((50_000, 50_000), (10_000, 9_000)):
+        (tmp_path / "large.png").write_bytes(claiming(*size))
+        with pytest.raises(DPMixError, match="80,000,000 pixels. Shrink it"):
+            read_image(tmp_path / "large.png", (8, 8, 3))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "MPO"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_their_exif_data_says(tmp_path, kind, orientation):
+    random = np.random.default_rng(0)
+    small = Image.fromarray(random.integers(0, 256, (4, 6, 3), np.uint8))
+    image = small.resize((60, 40), Image.Resampling.NEAREST)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(tmp_path / "turned", kind, exif=exif)
+    with Image.open(tmp_path / "turned") as again:
+        upright = ImageOps.exif_transpose(again).convert("RGB")
+    assert upright.size == ((60, 40) if orientation < 5 else (40, 60))
+    read = read_image(tmp_path / "turned", (*upright.size[::-1], 3))
+    np.testing.assert_array_equal(read, upright)
+
+
+@FILES
+@hypothesis.given(st.binary(max_size=60), st.sampled_from([b"", b"II*\0", b"MM\0*"]))
+def test_damaged_exif_data_leaves_an_image_as_it_is_or_turns_it(tmp_path, data, start):
+    assert exif_orientation(start + data) in range(1, 9)
+    kept = Image.new("RGB", (20, 10))
+    kept.save(tmp_path / "x.jpg", exif=b"Exif\0\0" + start + data)
+    assert read_image(tmp_path / "x.jpg", (8, 8, 3)).shape == (8, 8, 3)
 
 
 def claiming(width, height):
@@ -174,7 +243,7 @@ def claiming(width, height):
 BROKEN = {
     "empty.png": b"",
     "text.png": b"not an image",
-    "gif.png": encoded("P", file_format="GIF"),
+    "eps.png": encoded(file_format="EPS"),
     "bomb.png": claiming(50_000, 50_000),
     "large.png": claiming(10_000, 9_000),
     "short.png": claiming(20, 20),

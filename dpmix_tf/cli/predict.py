@@ -60,7 +60,7 @@ def _main(argv: list[str]) -> None:
         raise DPMixError("--repeat is a load check of a server: give --server.")
     paths = [path for name in argv for path in image_files(Path(name))]
     if not paths:
-        raise DPMixError("No images: name JPEG or PNG files, or folders of them.")
+        raise DPMixError("No images: name image files, or folders of them.")
     classify = _local() if _SERVER.value is None else _remote()
     if _REPEAT.value:
         _check_load(classify, paths)

@@ -1,11 +1,11 @@
 """Private examples in: sources, data sets by name, Poisson-sampled batches."""
 
+from dpmix_tf.data.image_folder import ImageFolderSource
 from dpmix_tf.data.poisson import Batch, PoissonBatches
 from dpmix_tf.data.registry import DATASETS, Dataset, describe_dataset, load_dataset
 from dpmix_tf.data.sources import (
     ArraySource,
     ExampleSource,
-    ImageFolderSource,
     in_order,
     ordered_batches,
 )

@@ -1,36 +1,37 @@
 """Data set name -> train, validation and test sources."""
 
 import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from dpmix_tf.data.sources import (
-    ArraySource,
-    ExampleSource,
-    ImageFolderSource,
-    TfdsSource,
-)
+from dpmix_tf.data.image_folder import ImageFolderSource, find_parts
+from dpmix_tf.data.sources import ArraySource, ExampleSource, TfdsSource
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.images import class_folders, fit_image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A data set's three parts. Validation is cut from train, never from test.
+    """A data set's three parts. Validation is never cut from test.
 
     Attributes:
       name: the registry's name.
       train: private examples to learn from.
       validation: private examples for choosing hyperparameters; None if not wanted.
       test: examples for the final number.
+      skipped: why files of an image folder were passed over -> how many were.
     """
 
     name: str
     train: ExampleSource
     validation: ExampleSource | None
     test: ExampleSource
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -86,19 +87,24 @@ def load_dataset(
     Args:
       name: one of DATASETS. "digits" comes with scikit-learn and needs nothing else.
       data_dir: TFDS's data directory; for "caltech256" and "image_folder" the folder:
-        one subfolder a class, or `train/` and `test/` that hold those.
+        one subfolder per class, or `train/`, `test/` and perhaps `val/` that hold
+        those.
       image_size: resize images to image_size x image_size; default the data's own
         size, 224 where it varies. "digits" is always 8x8.
       channels: 1 or 3, for image folders; default 3.
       train_examples: keep so many, drawn the same for every run; default all.
-      validation_fraction: share of train that becomes validation, in [0, 1).
+      validation_fraction: share of train that becomes validation, in [0, 1); where
+        there is `val/`, that is the validation set, unless the share is 0.
       download: let TFDS download and prepare what is missing.
 
     Returns:
-      Dataset. The cut depends on the number of examples alone, never on a seed.
+      Dataset. The cut never depends on a seed: in image folders it depends on each
+      file's own name, so that new files move no others; elsewhere on the number of
+      examples.
 
     Raises:
-      DPMixError: unknown name, missing files, or data that TFDS has not prepared.
+      DPMixError: unknown name, missing files, data that TFDS has not prepared, or a
+        part that would be empty.
     """
     if name not in DATASETS:
         raise DPMixError(
@@ -111,22 +117,28 @@ def load_dataset(
         )
     if channels not in (None, 1, 3):
         raise DPMixError(f"channels must be 1 (grey) or 3 (RGB), received: {channels}.")
+    validation, skipped = None, {}
     if name == "digits":
         train, test = _digits()
     elif name in _TFDS:
         train, test = _tfds(_TFDS[name], data_dir, image_size, download)
     else:
         shape = (image_size or 224, image_size or 224, channels or 3)
-        train, test = _folder(name, data_dir, shape)
+        train, validation, test, skipped = _folder(name, data_dir, shape)
     if train_examples is not None:
         if not 1 <= train_examples <= len(train):
             raise DPMixError(
                 f"data.train_examples must be from 1 to {len(train)}; received: "
                 f"{train_examples}."
             )
-        train, _ = _cut(train, 1 - train_examples / len(train))
-    train, validation = _cut(train, validation_fraction)
-    return Dataset(name=name, train=train, validation=validation, test=test)
+        train = _keep(train, train_examples)
+    if validation_fraction == 0:
+        validation = None
+    elif validation is None:
+        train, validation = _cut(train, validation_fraction, "validation")
+    return Dataset(
+        name=name, train=train, validation=validation, test=test, skipped=skipped
+    )
 
 
 def describe_dataset(
@@ -169,21 +181,49 @@ def describe_dataset(
             "two with their folder."
         )
     folder = Path(data_dir)
-    folder = folder / "train" if (folder / "train").is_dir() else folder
+    folder = find_parts(folder).get("train", folder)
     side = image_size or 224
     return class_folders(folder), (side, side, channels or 3)
 
 
 def _cut(
-    source: ExampleSource, fraction: float
+    source: ExampleSource, fraction: float, part: str
 ) -> tuple[ExampleSource, ExampleSource | None]:
-    """Cuts `fraction` off a source: a fixed, shuffled choice of its examples."""
+    """Cuts `fraction` off a source: a fixed choice of its examples, for `part`."""
+    names = source.names()
+    if names is not None:
+        chosen = _places(names, part) < fraction
+        if chosen.all() or not chosen.any():
+            raise DPMixError(
+                f"{int(chosen.sum())} of {len(names)} images fall into the {part} "
+                f"part, for which each has a chance of {fraction:.0%}, by its name. "
+                "Bring more images, or bring them in train/, test/ and val/; "
+                "data.validation_fraction=0 keeps no validation part."
+            )
+        return source.subset(np.where(~chosen)[0]), source.subset(np.where(chosen)[0])
     # RandomState's streams are frozen by NumPy for good, unlike Generator's.
     order = np.random.RandomState(0).permutation(len(source))
     size = round(fraction * len(source))
     if not size:
         return source, None
     return source.subset(np.sort(order[size:])), source.subset(np.sort(order[:size]))
+
+
+def _keep(source: ExampleSource, count: int) -> ExampleSource:
+    """Keeps a fixed choice of so many of a source's examples."""
+    names = source.names()
+    if names is None:
+        return _cut(source, 1 - count / len(source), "")[0]
+    return source.subset(np.sort(np.argsort(_places(names, "kept"))[:count]))
+
+
+def _places(names: list[str], part: str) -> np.ndarray:
+    """A number in [0, 1) for each name, uniform and independent from part to part."""
+    digests = [
+        hashlib.sha256(part.encode() + b"\0" + os.fsencode(name)).digest()
+        for name in names
+    ]
+    return np.array([int.from_bytes(each[:8], "big") for each in digests]) / 2.0**64
 
 
 def _digits() -> tuple[ExampleSource, ExampleSource]:
@@ -193,39 +233,36 @@ def _digits() -> tuple[ExampleSource, ExampleSource]:
     digits = datasets.load_digits()
     # Values are whole numbers from 0 to 16.
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
-    train, test = _cut(ArraySource(images, digits.target), 0.2)
+    train, test = _cut(ArraySource(images, digits.target), 0.2, "test")
     assert test is not None
     return train, test
 
 
 def _folder(
     name: str, data_dir: str | None, shape: tuple[int, int, int]
-) -> tuple[ExampleSource, ExampleSource]:
+) -> tuple[ExampleSource, ExampleSource | None, ExampleSource, Mapping[str, int]]:
+    """Training part, validation part where it has a folder, test part; skipped."""
     if not data_dir:
         raise DPMixError(
             f"data.name={name!r} needs data.data_dir: a folder with one subfolder of "
-            "images a class, or with train/ and test/ that hold such subfolders."
+            "images per class, or with train/ and test/ that hold such subfolders."
         )
     folder = Path(data_dir)
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        train = ImageFolderSource(folder / "train", shape)
-        test = ImageFolderSource(folder / "test", shape, train.class_names)
-        test.check()
-        train.check()
-        return train, test
-    if (folder / "train").is_dir():
-        raise DPMixError(
-            f"{folder} holds train/ and no test/. Name the test folder test/, or give "
-            "the folder whose subfolders are the classes."
-        )
-    everything = ImageFolderSource(folder, shape)
-    everything.check()
-    train_part, test_part = _cut(everything, 0.2)
-    if test_part is None:
-        raise DPMixError(
-            f"{folder} holds {len(everything)} images: too few to cut a test set off."
-        )
-    return train_part, test_part
+    parts = find_parts(folder)
+    train = ImageFolderSource(parts.get("train", folder), shape)
+    others = {
+        part: ImageFolderSource(place, shape, train.class_names)
+        for part, place in parts.items()
+        if part != "train"
+    }
+    for source in (*others.values(), train):
+        source.check()
+    if not others:
+        train_part, test_part = _cut(train, 0.2, "test")
+        assert test_part is not None
+        return train_part, None, test_part, train.skipped
+    skipped = sum((source.skipped for source in others.values()), train.skipped)
+    return train, others.get("validation"), others["test"], skipped
 
 
 def _tfds(
@@ -241,7 +278,7 @@ def _tfds(
     train = _split(builder, wanted.train, shape)
     if wanted.test is not None:
         return train, _split(builder, wanted.test, shape)
-    train_part, test_part = _cut(train, 0.2)
+    train_part, test_part = _cut(train, 0.2, "test")
     assert test_part is not None
     return train_part, test_part
 
@@ -263,7 +300,10 @@ def _prepare(builder, name: str, download: bool) -> None:
 
 
 def _split(builder, split: str, shape: tuple[int, int, int]) -> ExampleSource:
-    """Opens ArrayRecord splits for random access, reads others into memory."""
+    """Opens ArrayRecord splits for random access, reads others into memory.
+
+    TFDS decodes the images and leaves them as they lie, whatever their EXIF data says.
+    """
     from tensorflow_datasets.core import file_adapters
 
     names = builder.info.features["label"].names

@@ -1,27 +1,49 @@
-"""ExampleSource: private examples by index, from arrays, TFDS or image folders."""
+"""ExampleSource: private examples by index, from arrays or TFDS."""
 
 import abc
 import hashlib
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Sequence
 from concurrent import futures
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
+from tqdm import tqdm
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.images import (
-    IMAGE_SUFFIXES,
-    class_folders,
-    fit_image,
-    image_files,
-    read_image,
-)
+from dpmix_tf.images import fit_image
 
 # Threads that decode images of one batch; decoding releases the interpreter's lock.
-_DECODERS = 8
+DECODERS = 8
+
+_BLOCK = 500  # examples read at a time, where all are
+
+
+class Examined(NamedTuple):
+    """What is known of n examples once each has been looked at.
+
+    Attributes:
+      digests: uint8 [n,32], SHA-256 of the image and its label.
+      labels: int64 [n].
+      sizes: int64 [n,2], width and height as kept, before any resizing.
+    """
+
+    digests: np.ndarray
+    labels: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[bytes, int, tuple[int, int]]]) -> "Examined":
+        """Makes one of rows of (digest, label, size)."""
+        rows = list(rows)
+        digests = np.frombuffer(b"".join(row[0] for row in rows), np.uint8)
+        return cls(
+            digests.reshape(-1, hashlib.sha256().digest_size),
+            np.array([row[1] for row in rows], np.int64),
+            np.array([row[2] for row in rows], np.int64).reshape(-1, 2),
+        )
 
 
 class ExampleSource(abc.ABC):
@@ -52,13 +74,40 @@ class ExampleSource(abc.ABC):
           images [n,H,W,C] of image_dtype; labels, int32 [n].
         """
 
+    def examine(self, indices: np.ndarray | None = None) -> Examined:
+        """Looks at examples one by one; by default all, in order.
+
+        Args:
+          indices: integers [n] in [0, len(self)).
+        """
+        indices = np.arange(len(self)) if indices is None else indices
+        height, width, _ = self.image_shape
+
+        def rows():
+            for start in progress(range(0, len(indices), _BLOCK), "Reading the data"):
+                images, labels = self.read(indices[start : start + _BLOCK])
+                for image, label in zip(images, labels, strict=True):
+                    content = np.ascontiguousarray(image).tobytes()
+                    yield digest(content, int(label)), label, (width, height)
+
+        return Examined.of(rows())
+
     def fingerprint(self) -> str:
-        """SHA-256 that tells this data from other data; reads few examples or none.
+        """SHA-256 of all examples, images and labels, in their order.
 
         A resumed run repeats noise it has used before, which is safe only on the very
-        same examples.
+        same examples; and whoever evaluates must not test on images trained on.
         """
-        return _digest(self.class_names, self.image_shape, len(self))
+        names, shape = map(str, self.class_names), map(int, self.image_shape)
+        known = (*names, *shape, np.dtype(self.image_dtype).str)
+        return digest(self.examine().digests.tobytes(), *known).hex()
+
+    def names(self) -> list[str] | None:
+        """What each example is called for good; None where it is but one of a number.
+
+        Parts are cut by these names, so that new examples move no other.
+        """
+        return None
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Reads all examples: images [n,H,W,C] of image_dtype; labels, int32 [n]."""
@@ -83,8 +132,13 @@ class _Subset(ExampleSource):
     def read(self, indices):
         return self._parent.read(self._indices[np.asarray(indices, np.int64)])
 
-    def fingerprint(self) -> str:
-        return _digest(self._parent.fingerprint(), self._indices.tobytes())
+    def examine(self, indices=None):
+        asked = slice(None) if indices is None else np.asarray(indices, np.int64)
+        return self._parent.examine(self._indices[asked])
+
+    def names(self):
+        names = self._parent.names()
+        return None if names is None else [names[index] for index in self._indices]
 
 
 class ArraySource(ExampleSource):
@@ -127,7 +181,9 @@ class ArraySource(ExampleSource):
             )
         if not len(images):
             raise DPMixError("The source holds no examples.")
-        names = class_names or [str(label) for label in range(int(labels.max()) + 1)]
+        if class_names is None:
+            class_names = [str(label) for label in range(int(labels.max()) + 1)]
+        names = check_class_names(class_names)
         if labels.min() < 0 or labels.max() >= len(names):
             raise DPMixError(
                 f"labels must be in [0, {len(names)}), one of {len(names)} classes; "
@@ -135,7 +191,7 @@ class ArraySource(ExampleSource):
             )
         self._images = images
         self._labels = labels.astype(np.int32)
-        self.class_names = tuple(names)
+        self.class_names = names
         self.image_shape = tuple(images.shape[1:])
         self.image_dtype = images.dtype
 
@@ -147,19 +203,13 @@ class ArraySource(ExampleSource):
         """Copies rows out of the arrays."""
         return np.asarray(self._images[indices]), self._labels[indices]
 
-    def fingerprint(self) -> str:
-        """Covers all labels and up to a hundred images."""
-        step = max(1, len(self) // 100)
-        some = np.asarray(self._images[::step]).tobytes()
-        return _digest(super().fingerprint(), self._labels.tobytes(), some)
 
-
-class _DecodedSource(ExampleSource):
+class DecodedSource(ExampleSource):
     """Examples that are decoded on demand, several at a time, resized once."""
 
     def __init__(self, image_shape, class_names, count):
         self.image_shape = tuple(image_shape)
-        self.class_names = tuple(class_names)
+        self.class_names = check_class_names(class_names)
         self._count = count
 
     def __len__(self) -> int:
@@ -177,93 +227,16 @@ class _DecodedSource(ExampleSource):
         def place(position: int) -> None:
             images[position], labels[position] = self._decode(int(indices[position]))
 
-        with futures.ThreadPoolExecutor(_DECODERS) as pool:
+        with futures.ThreadPoolExecutor(DECODERS) as pool:
             list(pool.map(place, range(len(indices))))
         return images, labels
 
 
-class ImageFolderSource(_DecodedSource):
-    """A folder with one subfolder of JPEG or PNG images a class.
-
-    Classes are the subfolders in alphabetical order. Images of any size are resized to
-    one size, with antialiasing, when they are read.
-
-    Args:
-      folder: the folder.
-      image_shape: (H, W, C) to convert to; C = 1 is grey, 3 is RGB.
-      class_names: expected class names; default the subfolders found.
-
-    Raises:
-      DPMixError: no such folder, no images, or classes that do not match.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        image_shape: tuple[int, int, int],
-        class_names: Sequence[str] | None = None,
-    ):
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise DPMixError(
-                f"Image folder not found: {folder}. Expected one subfolder of images a "
-                "class, such as <folder>/cat/1.jpg."
-            )
-        found = class_folders(folder)
-        if class_names is not None and tuple(class_names) != found:
-            missing = sorted(set(class_names) - set(found))
-            extra = sorted(set(found) - set(class_names))
-            raise DPMixError(
-                f"The classes of {folder} differ from the expected ones: missing "
-                f"{missing}, unexpected {extra}."
-            )
-        self._files = [
-            (path, label)
-            for label, name in enumerate(found)
-            for path in image_files(folder / name)
-        ]
-        if not self._files:
-            raise DPMixError(
-                f"No images in {folder}. Expected one subfolder of "
-                f"{', '.join(IMAGE_SUFFIXES)} files a class."
-            )
-        super().__init__(image_shape, found, len(self._files))
-
-    def _decode(self, index):
-        path, label = self._files[index]
-        return read_image(path, self.image_shape), label
-
-    def fingerprint(self) -> str:
-        """Covers the names and sizes of all files."""
-        files = [
-            (path.parent.name, path.name, path.stat().st_size, label)
-            for path, label in self._files
-        ]
-        return _digest(super().fingerprint(), files)
-
-    def check(self) -> None:
-        """Decodes every image once, so that a broken one is named before training.
-
-        Raises:
-          DPMixError: names the first images that cannot be read.
-        """
-
-        def broken(position: int) -> str | None:
-            try:
-                self._decode(position)
-            except DPMixError as error:
-                return str(error)
-            return None
-
-        with futures.ThreadPoolExecutor(_DECODERS) as pool:
-            messages = [m for m in pool.map(broken, range(len(self))) if m]
-        if messages:
-            more = f"\n... and {len(messages) - 5} more" if len(messages) > 5 else ""
-            raise DPMixError("\n".join(messages[:5]) + more)
-
-
-class TfdsSource(_DecodedSource):
+class TfdsSource(DecodedSource):
     """A prepared TFDS split in ArrayRecord format, decoded on demand.
+
+    TFDS decodes the images itself and leaves them as they lie: unlike in image folders,
+    an EXIF orientation is not applied.
 
     Args:
       data_source: `tfds.data_source(...)` of one split.
@@ -288,9 +261,57 @@ class TfdsSource(_DecodedSource):
             image = fit_image(Image.fromarray(pixels), self.image_shape)
         return image, int(example["label"])
 
+    def examine(self, indices=None):
+        """Looks at the records as they lie in the files, without decoding images."""
+        records = getattr(self._data_source, "data_source", None)
+        if not (records and isinstance(records[0], bytes)):  # another kind of source
+            return super().examine(indices)
+        indices = np.arange(len(self)) if indices is None else indices
 
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+        def look(index):
+            record = records[int(index)]
+            features = tf.train.Example.FromString(record).features.feature
+            label = features["label"].int64_list.value[0]
+            encoded = io.BytesIO(features["image"].bytes_list.value[0])
+            with Image.open(encoded) as image:
+                return digest(record, label), label, image.size
+
+        return Examined.of(map(look, progress(indices, "Reading the data")))
+
+
+def digest(content: bytes, *known: Any) -> bytes:
+    """SHA-256 of what is known of something, and of its content."""
+    return hashlib.sha256(repr(known).encode("utf-8") + b"\0" + content).digest()
+
+
+def progress(items: Iterable, what: str, total: int | None = None) -> Iterable:
+    """Goes through items, with a bar if that takes seconds."""
+    return tqdm(items, desc=what, total=total, delay=3, leave=False, dynamic_ncols=True)
+
+
+def some_of(names: Iterable[str]) -> str:
+    """Lists names for a message: the first few, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def check_class_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Refuses class names that an exported model could not write, one on each line.
+
+    Raises:
+      DPMixError: names the first.
+    """
+    names = tuple(map(str, names))
+    for name in names:
+        whole = name.encode(errors="replace").decode() == name
+        if not name or name != name.strip() or {"\n", "\r"} & {*name} or not whole:
+            raise DPMixError(
+                f"The class name {name!r} cannot be a line of a text file. Rename the "
+                "class, which for image folders is the folder: no blank at either end, "
+                "no line break, nothing that is not UTF-8."
+            )
+    return names
 
 
 def ordered_batches(source: ExampleSource, batch_size: int) -> tf.data.Dataset:

@@ -239,7 +239,9 @@ def _no_model(server: str, model: str, message: str) -> DPMixError:
 
 
 def _refused(model: str, message: str) -> DPMixError:
-    broken = re.search(r"(Broken image|Invalid (PNG|JPEG))[^\[\]]*", message)
+    broken = re.search(
+        r"((Broken|Unsuitable) image|Invalid (PNG|JPEG))[^\[\]]*", message
+    )
     if broken:
         return DPMixError(
             f"The server cannot read the image: {' '.join(broken[0].split())}. "

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dpmix_tf.data.sources import check_class_names
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import (
     TEMPORARY,
@@ -62,11 +63,7 @@ def export_saved_model(
         answers differently from the one in memory.
     """
     network, metadata, card = _restore(workdir, weights, data_name)
-    for name in metadata["class_names"]:
-        if not name or name != name.strip() or "\n" in name:
-            raise DPMixError(
-                f"The class name {name!r} cannot be a line of a file. Rename it."
-            )
+    check_class_names(metadata["class_names"])
     output = Path(output)
     folder = output.parent if output.name.isdecimal() else output
     with _alone_in(folder):

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from dpmix_tf.images import MOST_PIXELS
+from dpmix_tf.images import MOST_PIXELS, TWELVE_BITS
+from dpmix_tf.serving import orientation
 from dpmix_tf.views.maker import as_float
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -96,7 +97,7 @@ def probabilities_of(network: keras.Model, images: tf.Tensor) -> tf.Tensor:
 
 
 def decode(image_bytes: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:
-    """Decodes and resizes in a graph, as images.read_image does in Python.
+    """Decodes, turns upright and resizes in a graph, as images.read_image in Python.
 
     Args:
       image_bytes: string [n], JPEG or PNG files.
@@ -107,8 +108,8 @@ def decode(image_bytes: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tens
       by one or two: Pillow resizes in integers.
 
     Raises:
-      tf.errors.InvalidArgumentError: one of them is broken, of another format, or of
-        more than images.MOST_PIXELS pixels.
+      tf.errors.InvalidArgumentError: one of them is broken, of another format, of
+        more than images.MOST_PIXELS pixels, or of 12 bits in 16.
     """
     return tf.map_fn(
         lambda data: _decode_one(data, image_shape),
@@ -133,19 +134,18 @@ def _decode_one(data: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor
         )
     small = tf.debugging.Assert(
         tf.reduce_prod(size) <= MOST_PIXELS,
-        [f"Broken image: it claims more than {MOST_PIXELS:,} pixels, (height, width)",
-         size],
-    )  # fmt: skip
+        [f"Unsuitable image: over {MOST_PIXELS:,} pixels. Shrink it", size],
+    )
     with tf.control_dependencies([small]):
         pixels = tf.cond(
             is_png,
-            # Sixteen bits are scaled to eight; eight are unchanged by this.
-            lambda: tf.io.decode_png(data, channels=3, dtype=tf.uint16) // 257,
+            lambda: _decode_png(data, deep=tf.strings.substr(padded, 24, 1) == b"\x10"),
             lambda: tf.cast(
                 tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
                 tf.uint16,
             ),
         )
+    pixels = orientation.upright(pixels, orientation.of_file(data, is_png))
     if channels == 1:  # ITU-R 601 luma with Pillow's rounding
         weights = tf.constant([19595, 38470, 7471], tf.int32)
         total = tf.reduce_sum(tf.cast(pixels, tf.int32) * weights, -1, keepdims=True)
@@ -157,6 +157,26 @@ def _decode_one(data: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor
         antialias=True,
     )
     return tf.cast(tf.clip_by_value(tf.round(resized), 0.0, 255.0), tf.uint8)
+
+
+def _decode_png(data: tf.Tensor, deep: tf.Tensor) -> tf.Tensor:
+    """uint16 [h,w,3] in [0, 255]: of sixteen bits the higher eight, eight as they are.
+
+    Args:
+      data: scalar string.
+      deep: scalar bool, whether it has sixteen bits.
+    """
+    pixels = tf.io.decode_png(data, channels=3, dtype=tf.uint16)
+    brightest = tf.reduce_max(tf.cast(pixels, tf.int32))
+    stretched = tf.debugging.Assert(
+        ~deep | (brightest > TWELVE_BITS),
+        [
+            "Unsuitable image: 16 bits of which 12 are used. Stretch it to 16 bits, or "
+            "convert it to 8"
+        ],
+    )
+    with tf.control_dependencies([stretched]):
+        return pixels // 256
 
 
 def _png_size(data: tf.Tensor) -> tf.Tensor:

@@ -102,7 +102,7 @@ def restore_data(
       data_dir: where the data lies now; default where it was for training.
 
     Raises:
-      DPMixError: the data is not there, or has other classes.
+      DPMixError: the data is not there, has other classes, or other training examples.
     """
     settings = read_json(Path(workdir) / "config.json")["data"]
     dataset = load_dataset(**settings | {"data_dir": data_dir or settings["data_dir"]})
@@ -110,6 +110,13 @@ def restore_data(
         raise DPMixError(
             f"The model's classes are {metadata['class_names']}, the data's "
             f"{list(dataset.class_names)}."
+        )
+    if dataset.train.fingerprint() != metadata["data_fingerprint"]:
+        raise DPMixError(
+            "The training data is not what the model was trained on: examples have "
+            "changed, come or gone, or the run was made by an earlier version, which "
+            "cut it otherwise. Test examples might have been trained on. Put the data "
+            "back as it was."
         )
     return dataset
 

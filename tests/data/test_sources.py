@@ -116,7 +116,7 @@ def test_train_without_test_is_not_taken_for_a_class(folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("split")
     (root / "val").mkdir()
     folder.rename(root / "train")
-    with pytest.raises(DPMixError, match="train/ and no test/"):
+    with pytest.raises(DPMixError, match="train/ and val/ and no test/"):
         load_dataset("image_folder", data_dir=str(root))
 
 

@@ -3,7 +3,7 @@
 import sys
 
 from dpmix_tf.files import write_text_atomic
-from tests.museum.test_museum import EXHIBITS
+from tests.museum.rooms import EXHIBITS
 
 
 def rows():

@@ -1,10 +1,7 @@
 import pytest
 
-from tests.museum import forgetting
-from tests.museum.exhibits import EXHIBITS as GUARANTEE
 from tests.museum.exhibits import nothing_but_gradients
-
-EXHIBITS = [*GUARANTEE, *forgetting.EXHIBITS]
+from tests.museum.rooms import EXHIBITS
 
 CHECKS = sorted({exhibit.check.__name__: exhibit.check for exhibit in EXHIBITS}.items())
 

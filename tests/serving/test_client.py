@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from dpmix_tf.errors import DPMixError
@@ -111,6 +112,9 @@ def test_errors_of_the_server_say_what_to_do(server, protocol, images):
         connect(where, "digits").classify(b"GIF89a")
     with pytest.raises(DPMixError, match="cannot read the image"):
         connect(where, "digits").classify(to_png(images[0])[:50])
+    twelve = tf.io.encode_png(np.full((8, 8, 1), 4095, np.uint16)).numpy()
+    with pytest.raises(DPMixError, match="cannot read the image.*Stretch it"):
+        connect(where, "digits").classify(twelve)
     with pytest.raises(DPMixError, match="serves no model 'faces'.*--model_name"):
         connect(where, "faces").classify(to_png(images[0]))
 

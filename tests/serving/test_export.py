@@ -1,26 +1,30 @@
 """What comes out of a run: SavedModel, privacy card, files; and what must not."""
 
+import functools
 import io
 import json
 import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
 
+import hypothesis
 import jsonschema
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from hypothesis import strategies as st
+from PIL import ExifTags, Image, ImageOps
 
 from dpmix_tf.data import load_dataset
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.images import MOST_PIXELS, fit_image, to_png
-from dpmix_tf.serving import export, privacy_card, signatures, warmup
+from dpmix_tf.images import MOST_PIXELS, exif_orientation, fit_image, to_png
+from dpmix_tf.serving import export, orientation, privacy_card, signatures, warmup
 from dpmix_tf.training import Trainer, checkpoints, restore_network
 from tests.conftest import ROOT
 from tests.serving.c_api import CModel
@@ -74,24 +78,100 @@ def test_floats_out_of_range_are_refused(exported, images):
         ("RGB", "JPEG", (320, 200)),
         ("L", "JPEG", (64, 64)),
         ("CMYK", "JPEG", (60, 60)),
+        ("RGB;16", "PNG", (32, 32)),
+        ("LA;16", "PNG", (32, 32)),
     ],
 )
 def test_files_are_decoded_as_in_training(mode, kind, size, channels):
     x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
     waves = [np.sin(x / (5 + c) + y / 7 + c) for c in range(3)]
     colours = ((np.stack(waves, -1) + 1) * 127.5).astype(np.uint8)
-    if mode == "I;16":
-        image = Image.fromarray((colours[..., 0] * np.uint16(257)) ^ np.uint16(0x3C))
-    else:
-        image = Image.fromarray(colours).convert(mode)
     buffer = io.BytesIO()
-    image.save(buffer, kind)
+    deep = (colours * np.uint16(257)) ^ np.uint16(0x3C)
+    if mode == "I;16":
+        Image.fromarray(deep[..., 0]).save(buffer, kind)
+    elif mode.endswith(";16"):
+        buffer.write(tf.io.encode_png(deep[..., : len(mode) - 3]).numpy())
+    else:
+        Image.fromarray(colours).convert(mode).save(buffer, kind)
     got = signatures.decode(tf.constant([buffer.getvalue()]), (32, 32, channels))[0]
     with Image.open(buffer) as again:
         wanted = fit_image(again, (32, 32, channels))
     apart = np.abs(got.numpy().astype(int) - wanted.astype(int))
     assert apart.max() <= (0 if size == (32, 32) else 2)
     assert wanted.std() > 10
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("endian", "<>")
+def test_files_are_turned_as_in_training(kind, endian):
+    """At native size, exactly; of all orientations, and of numbers that are none."""
+    x, y = np.meshgrid(np.arange(30), np.arange(20))
+    waves = [np.sin(x / (5 + c) + y / 7 + c) for c in range(3)]
+    image = Image.fromarray(((np.stack(waves, -1) + 1) * 127.5).astype(np.uint8))
+    decode = {
+        size: tf.function(
+            functools.partial(signatures.decode, image_shape=(*size[::-1], 3))
+        )
+        for size in ((30, 20), (20, 30))
+    }
+    for number in range(11):
+        exif = Image.Exif()
+        exif.endian = endian
+        exif[ExifTags.Base.Make] = "maker"
+        exif[ExifTags.Base.Orientation] = number
+        buffer = io.BytesIO()
+        image.save(buffer, kind, exif=exif)
+        with Image.open(buffer) as again:
+            wanted = ImageOps.exif_transpose(again)
+        assert wanted.size == ((20, 30) if number in (5, 6, 7, 8) else (30, 20))
+        got = decode[wanted.size](tf.constant([buffer.getvalue()]))[0].numpy()
+        np.testing.assert_array_equal(got, wanted)
+        with Image.open(buffer) as again:
+            np.testing.assert_array_equal(got, fit_image(again, got.shape))
+
+
+_orientation_of = tf.function(orientation.of_file)
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(st.binary(max_size=80), st.sampled_from([b"", b"II*\0", b"MM\0*"]))
+def test_damaged_exif_data_never_fails_a_request(data, start):
+    exif = start + data
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG", exif=exif)
+    file = tf.constant(buffer.getvalue())
+    assert 1 <= _orientation_of(file, tf.constant(True)) <= 8
+    cut = tf.constant(b"\xff\xd8\xff\xe1" + data)
+    assert 1 <= _orientation_of(cut, tf.constant(False)) <= 8
+
+
+def test_the_graph_and_python_find_the_same_orientation():
+    """In directories of several entries, of either byte order."""
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        order = random.choice(["<", ">"])
+        tags = random.permutation([0x010F, 0x0110, 0x0112, 0x0112, 0x0131])[:3]
+        entries = b"".join(
+            struct.pack(f"{order}HHIHH", tag, 3, 1, *random.integers(0, 10, 2))
+            for tag in tags
+        )
+        gap = bytes(random.integers(0, 256, random.integers(0, 9), np.uint8))
+        head = b"II*\0" if order == "<" else b"MM\0*"
+        exif = head + struct.pack(f"{order}I", 8 + len(gap)) + gap
+        exif += struct.pack(f"{order}H", len(tags)) + entries + b"\0" * 4
+        png = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(png, "PNG", exif=exif)
+        found = _orientation_of(tf.constant(png.getvalue()), tf.constant(True))
+        assert found == exif_orientation(exif)
+
+
+def test_twelve_bits_in_sixteen_fail_their_request(exported):
+    deep = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8, 1)
+    served = tf.saved_model.load(str(exported)).signatures["serving_bytes"]
+    served(image_bytes=[tf.io.encode_png(deep * 16)])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Stretch it to 16 bits"):
+        served(image_bytes=[tf.io.encode_png(deep)])
 
 
 def bomb():

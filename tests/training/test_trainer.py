@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dpmix_tf import files
-from dpmix_tf.data import ArraySource
+from dpmix_tf.data import ExampleSource
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import PrivacyPlan
 from dpmix_tf.training import Trainer, checkpoints, default_config, restore_network
@@ -129,7 +129,7 @@ def test_a_secret_seed_is_not_shown_among_the_differences(finished):
 
 def test_a_run_is_not_resumed_on_other_data(tmp_path, monkeypatch):
     interrupted_after(tmp_path, 4)
-    monkeypatch.setattr(ArraySource, "fingerprint", lambda self: "other")
+    monkeypatch.setattr(ExampleSource, "fingerprint", lambda self: "other")
     with pytest.raises(DPMixError, match="training data has changed"):
         Trainer(small_config(), tmp_path)
 

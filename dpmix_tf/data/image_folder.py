@@ -1,0 +1,240 @@
+"""ImageFolderSource: a folder of class folders; and what else a folder may hold."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dpmix_tf.data.file_index import FileIndex
+from dpmix_tf.data.sources import DecodedSource, Examined, digest, some_of
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.images import (
+    IMAGE_SUFFIXES,
+    INDEX,
+    Found,
+    class_folders,
+    find_images,
+    read_image,
+)
+
+# What the folders of a data set's parts are called, in whatever case.
+_PARTS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+}
+
+
+def find_parts(folder: Path) -> dict[str, Path]:
+    """Finds the parts that a data set comes in: train/, test/ and perhaps val/.
+
+    Args:
+      folder: of a data set.
+
+    Returns:
+      "train", "test" and perhaps "validation" -> its folder, whatever its name's case;
+      {} for a folder of classes.
+
+    Raises:
+      DPMixError: no such folder, or one of which it is not clear what is meant.
+    """
+    _refuse_missing(folder)
+    parts: dict[str, Path] = {}
+    others = []
+    for name in class_folders(folder):
+        part = _PARTS.get(name.lower())
+        if part is None:
+            others.append(name)
+        elif part in parts:
+            raise DPMixError(
+                f"{folder} holds {parts[part].name}/ and {name}/, which both name its "
+                f"{part} part. Merge them, or move one elsewhere."
+            )
+        else:
+            parts[part] = folder / name
+    if not parts:
+        return {}
+    if not {"train", "test"} <= parts.keys():
+        names = " and ".join(f"{path.name}/" for path in parts.values())
+        missing = " and ".join(f"{p}/" for p in ("train", "test") if p not in parts)
+        raise DPMixError(
+            f"{folder} holds {names} and no {missing}. Name the parts train/, test/ "
+            "and, if you have one, val/, each with one subfolder of images per class; "
+            "or give the folder whose subfolders are the classes. A class that is "
+            "called so needs another name."
+        )
+    classes = [name for name in others if find_images(folder / name).files]
+    if classes:
+        raise DPMixError(
+            f"{folder} holds train/ and test/, and images in {some_of(classes)} beside "
+            "them: are these classes, or parts? Move them elsewhere."
+        )
+    return parts
+
+
+class ImageFolderSource(DecodedSource):
+    """A folder with one subfolder of images per class.
+
+    Classes are the subfolders in alphabetical order; of what is in them, images.py says
+    what is read and what is skipped. Images of any size are turned upright and resized
+    to one size, with antialiasing, when they are read.
+
+    Attributes:
+      skipped: why files and folders were passed over -> how many were.
+
+    Args:
+      folder: the folder.
+      image_shape: (H, W, C) to convert to; C = 1 is grey, 3 is RGB.
+      class_names: expected class names, of which some may be missing here; default
+        the subfolders found, of which none may be without images.
+
+    Raises:
+      DPMixError: no such folder, no images, classes that are not among the expected
+        ones, or folders that do not look like classes.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        image_shape: tuple[int, int, int],
+        class_names: Sequence[str] | None = None,
+    ):
+        folder = Path(folder)
+        _refuse_missing(folder)
+        subfolders = class_folders(folder)
+        found = {name: find_images(folder / name) for name in subfolders}
+        beside = find_images(folder, deep=False)
+        self.skipped = sum((each.skipped for each in found.values()), beside.skipped)
+        if beside.files:
+            self.skipped["images beside the class folders"] = len(beside.files)
+        if not any(images.files for images in found.values()):
+            raise DPMixError(_no_images(folder, self.skipped))
+        if class_names is None:
+            class_names = subfolders
+            _refuse_one_level_too_high(folder, found)
+            _refuse_empty(folder, found)
+        elif set(subfolders) - set(class_names):
+            missing = sorted(set(class_names) - set(subfolders))
+            extra = sorted(set(subfolders) - set(class_names))
+            raise DPMixError(
+                f"The classes of {folder} differ from the expected ones: missing "
+                f"{missing}, unexpected {extra}."
+            )
+        self._files = [
+            (path, label)
+            for label, name in enumerate(class_names)
+            if name in found
+            for path in found[name].files
+        ]
+        self._names = [
+            f"{name}/{below}"
+            for name in class_names
+            if name in found
+            for below in _below(folder / name, found[name].files)
+        ]
+        paths = [str(path) for path, _ in self._files]
+        self._index = FileIndex(
+            folder / INDEX, dict(zip(self._names, paths, strict=True))
+        )
+        super().__init__(image_shape, class_names, len(self._files))
+
+    def _decode(self, index):
+        path, label = self._files[index]
+        return read_image(path, self.image_shape), label
+
+    def examine(self, indices=None):
+        """Looks at the files' bytes, names and labels; remembers what it has read."""
+        indices = np.arange(len(self)) if indices is None else indices
+        contents = self._index.contents([self._names[index] for index in indices])
+
+        def look(index, content):
+            label = self._files[index][1]
+            known = digest(
+                bytes.fromhex(content.sha256), os.fsencode(self._names[index]), label
+            )
+            return known, label, (content.width, content.height)
+
+        return Examined.of(map(look, indices, contents))
+
+    def names(self):
+        """Each file's path below the folder."""
+        return self._names
+
+    def check(self) -> None:
+        """Decodes every image once, so that a broken one is named before training.
+
+        Raises:
+          DPMixError: names the first images that cannot be read.
+        """
+        self.examine()
+
+
+def _below(folder: Path, files: Sequence[Path]) -> list[str]:
+    """The paths of files, as they are below a folder."""
+    return [str(path)[len(str(folder)) + 1 :] for path in files]
+
+
+def _refuse_missing(folder: Path) -> None:
+    if not folder.is_dir():
+        raise DPMixError(
+            f"Image folder not found: {folder}. Expected one subfolder of images per "
+            "class, such as <folder>/cat/1.jpg."
+        )
+
+
+def _no_images(folder: Path, skipped: Counter[str]) -> str:
+    own = len(find_images(folder, deep=False).files)
+    if own:
+        return (
+            f"{folder} holds {own} images itself and none in subfolders. Expected one "
+            "subfolder of images per class: if it is a class's, give the folder above."
+        )
+    passed = ", ".join(f"{count} {what}" for what, count in skipped.items())
+    return (
+        f"No images in {folder}. Expected one subfolder of {', '.join(IMAGE_SUFFIXES)} "
+        f"files per class; skipped: {passed or 'nothing'}."
+    )
+
+
+def _refuse_one_level_too_high(folder: Path, found: dict[str, Found]) -> None:
+    """Refuses classes that hold classes, as far as folders tell.
+
+    Images may lie in subfolders of a class, by patient or by day; then there are
+    several classes, and their subfolders seldom have the same names.
+    """
+    inside = {
+        name: {below.rpartition("/")[0].partition("/")[0] for below in paths}
+        for name, images in found.items()
+        if (paths := _below(folder / name, images.files))
+    }
+    subfolders = set.union(*inside.values())
+    if "" in subfolders:  # some images are right there
+        return
+    names = some_of(sorted(subfolders))
+    if len(inside) == 1:
+        (only,) = inside
+        raise DPMixError(
+            f"{folder} holds all images in subfolders of {only}/: {names}. If these "
+            f"are the classes or parts, give {folder / only}."
+        )
+    if len(subfolders) > 1 and all(each == subfolders for each in inside.values()):
+        raise DPMixError(
+            f"{some_of(inside)} of {folder} hold no images themselves, but all "
+            f"hold the same subfolders, {names}. Which are the classes? Give the "
+            "folder whose subfolders are, with their images directly in them."
+        )
+
+
+def _refuse_empty(folder: Path, found: dict[str, Found]) -> None:
+    empty = [name for name, images in found.items() if not images.files]
+    if empty:
+        raise DPMixError(
+            f"{folder} has classes without images: {some_of(empty)}. Remove these "
+            "folders, or begin their names with a dot to have them skipped."
+        )
