@@ -30,7 +30,7 @@ from dpmix_tf.privacy.plan import round_up
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training import checkpoints, cluster
 from dpmix_tf.training.dp_model import DPMixModel
-from dpmix_tf.training.filtering import KalmanOptimizer, LowPassOptimizer
+from dpmix_tf.training.optimizers import make_optimizer, with_plain_schedule
 from dpmix_tf.training.restore import restore_model
 from dpmix_tf.training.software import versions
 from dpmix_tf.training.workdir import Metrics, WorkDir, spent_updates
@@ -57,31 +57,6 @@ def make_plan(config: ConfigDict, num_examples: int) -> PrivacyPlan:
     if epsilon is None:
         return PrivacyPlan.for_noise(noise_multiplier=noise_multiplier, **settings)
     return PrivacyPlan.for_epsilon(epsilon=epsilon, **settings)
-
-
-def make_optimizer(config: ConfigDict) -> keras.optimizers.Optimizer:
-    """Makes the Keras optimizer that `config.optimizer` names.
-
-    Raises:
-      DPMixError: Keras has no such optimizer, or it does not take the arguments.
-    """
-    arguments = config.optimizer.to_dict()
-    name = arguments.pop("name")
-    memory, gain = arguments.pop("low_pass"), arguments.pop("kalman_gain")
-    if memory is not None and gain is not None:
-        raise DPMixError(
-            f"Give one of optimizer.low_pass and optimizer.kalman_gain; received "
-            f"{memory} and {gain}."
-        )
-    try:
-        inner = keras.optimizers.get({"class_name": name, "config": arguments})
-    except (ValueError, TypeError) as error:
-        raise DPMixError(
-            f"Keras makes no optimizer {name!r} from {arguments}: {error}"
-        ) from error
-    if gain is not None:
-        return KalmanOptimizer(inner, gain)
-    return inner if memory is None else LowPassOptimizer(inner, memory)
 
 
 def load_pool(config: ConfigDict, dataset: Dataset) -> SyntheticPool | None:
@@ -214,7 +189,7 @@ class Trainer:
         workdir: str | Path,
         strategy: tf.distribute.Strategy | None = None,
     ):
-        self.config = config = pin_weights(config)
+        self.config = config = pin_weights(with_plain_schedule(config))
         self.strategy = strategy or tf.distribute.get_strategy()
         self.is_chief = cluster.is_chief(self.strategy)
         self.workdir = WorkDir(workdir, config) if self.is_chief else None
