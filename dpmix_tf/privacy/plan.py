@@ -10,6 +10,7 @@ import numpy as np
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import accounting
+from dpmix_tf.values import hold_plain_values
 
 ADJACENCY = (
     "data sets that differ by adding or removing one example (one image with its label)"
@@ -65,6 +66,7 @@ class PrivacyPlan:
 
     def __post_init__(self) -> None:
         """Refuses values under which the guarantee would mean nothing."""
+        hold_plain_values(self)
         _check_whole("num_examples", self.num_examples, at_least=1)
         _check_whole("updates", self.updates, at_least=1)
         _check_number("expected_batch_size", self.expected_batch_size, above=0.0)

@@ -157,7 +157,7 @@ class DPMixModel(keras.Model):
                 "trainable weights"
             )
         logging.info("Chunks of %d example(s): %s.", chunk_size, why)
-        return chunk_size
+        return int(chunk_size)
 
     @property
     def updates(self) -> int:
