@@ -8,12 +8,13 @@ from types import ModuleType
 from absl import app, flags
 from ml_collections import config_flags
 
+from dpmix_tf.cli.networks import switch_network
 from dpmix_tf.errors import DPMixError
 
 
 def define_config() -> flags.FlagHolder:
     """Defines --config: a file in configs/, its fields open to --config.field=value."""
-    return config_flags.DEFINE_config_file(
+    holder = config_flags.DEFINE_config_file(
         "config",
         None,
         "Configuration file, such as configs/digits.py. Its fields can be set on the "
@@ -21,6 +22,11 @@ def define_config() -> flags.FlagHolder:
         "and are run: use only those you trust.",
         lock_config=True,
     )
+    parser = flags.FLAGS["config"].parser
+    load = parser.parse
+    # Before fields are set: these may be another network's.
+    parser.parse = lambda path: switch_network(load(path), sys.argv)
+    return holder
 
 
 def define_workdir(purpose: str) -> flags.FlagHolder[str | None]:

@@ -2,7 +2,7 @@
 
 from dpmix_tf.models.convnet import convnet
 from dpmix_tf.models.pretrained import embed_texts, pretrained, weights_digest
-from dpmix_tf.models.registry import NETWORKS, build_network
+from dpmix_tf.models.registry import NETWORKS, build_network, network_arguments
 from dpmix_tf.models.scattering import Scattering, scattering_network
 from dpmix_tf.models.structure import count_activations, split_frozen_front
 from dpmix_tf.models.validate import validate_network
@@ -16,6 +16,7 @@ __all__ = [
     "convnet",
     "count_activations",
     "embed_texts",
+    "network_arguments",
     "pretrained",
     "scattering_network",
     "split_frozen_front",

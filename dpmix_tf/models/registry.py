@@ -1,5 +1,6 @@
 """Networks by name, for configs."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,13 @@ NETWORKS = {
     "vision_transformer": vision_transformer,
     "wide_resnet": wide_resnet,
 }
+
+
+def network_arguments(name: str) -> dict[str, inspect.Parameter]:
+    """Returns the arguments that a config may give to the network called `name`."""
+    parameters = inspect.signature(NETWORKS[name]).parameters
+    given = ("input_shape", "num_classes", "name")  # by the data, and by the config
+    return {name: p for name, p in parameters.items() if name not in given}
 
 
 def build_network(
@@ -52,6 +60,14 @@ def build_network(
         raise DPMixError(
             f"dtype_policy must be one of {', '.join(DTYPE_POLICIES)}; received: "
             f"{dtype_policy!r}."
+        )
+    taken = network_arguments(name)
+    unknown = [argument for argument in arguments if argument not in taken]
+    if unknown:
+        raise DPMixError(
+            f"The network {name!r} takes no argument {', '.join(unknown)}; it takes "
+            f"{', '.join(taken) or 'none'}. In a config, start afresh with "
+            f'config.network = {{"name": "{name}", ...}}.'
         )
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype_policy)

@@ -9,6 +9,7 @@ import numpy as np
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import accounting
+from dpmix_tf.values import hold_plain_values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class PrivacyPlan:
 
     def __post_init__(self) -> None:
         """Refuses values under which the guarantee would mean nothing."""
+        hold_plain_values(self)
         _check_whole("num_examples", self.num_examples, at_least=1)
         _check_whole("updates", self.updates, at_least=1)
         _check_number("expected_batch_size", self.expected_batch_size, above=0.0)

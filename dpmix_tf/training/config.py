@@ -93,7 +93,11 @@ def default_config() -> ConfigDict:
     config.privacy.clip_norm = 1.0
     config.privacy.accountant = "pld"
 
-    config.optimizer = ConfigDict({"name": "SGD", "learning_rate": 1.0})  # Keras's
+    # Keras's. The learning rate may be a schedule: {"name": "CosineDecay",
+    # "initial_learning_rate": 4.0, "decay_steps": 100}, in updates.
+    config.optimizer = ConfigDict(
+        {"name": "SGD", "learning_rate": 1.0}, type_safe=False
+    )
     # Memory of a low-pass filter of the noisy gradients, such as 0.9; left out, none.
     config.optimizer.low_pass = config_dict.placeholder(float)
     # Gain of a Kalman filter of them, such as 0.5; left out, none.

@@ -18,6 +18,7 @@ from dpmix_tf.training import cluster
 from dpmix_tf.training.averaging import ExponentialMovingAverage
 from dpmix_tf.training.checks import check_budget, check_fit_arguments, check_source
 from dpmix_tf.training.loop import TrainFunction, is_finite
+from dpmix_tf.training.optimizers import check_compile, check_optimizer
 from dpmix_tf.training.private_step import PrivateStep, as_batch
 from dpmix_tf.training.saving import Saving
 from dpmix_tf.views import Views
@@ -180,30 +181,12 @@ class DPMixModel(Saving):
           DPMixError: a loss, class weights, gradient accumulation or loss scaling; or
             layers that were unfrozen since the model was made.
         """
-        refused = {
-            "loss": "the loss is the soft-label cross-entropy of the views",
-            "loss_weights": "there is one loss",
-            "weighted_metrics": "examples carry no weights",
-        }
-        for argument, why in refused.items():
-            if kwargs.pop(argument, None) is not None:
-                raise DPMixError(f"compile takes no {argument}: {why}.")
+        kwargs = check_compile(kwargs)
         validate_network(self.network)  # layers may have been unfrozen meanwhile
         self._refuse_refrozen()
         self.step.jit_compile = bool(kwargs.pop("jit_compile", False))
         optimizer = keras.optimizers.get(optimizer)
-        inner = getattr(optimizer, "inner", optimizer)
-        if isinstance(inner, keras.optimizers.LossScaleOptimizer):
-            raise DPMixError(
-                "A LossScaleOptimizer would divide the noisy gradients by a scale that "
-                "they were never multiplied with. Pass its inner optimizer."
-            )
-        if getattr(inner, "gradient_accumulation_steps", None):
-            raise DPMixError(
-                "gradient_accumulation_steps would apply several noisy gradients as "
-                "one update and the count of updates would be wrong. Raise the plan's "
-                "expected_batch_size instead: memory does not grow with it."
-            )
+        check_optimizer(optimizer)
         if self.distribute_strategy.num_replicas_in_sync > 1:
             cluster.leave_gradients_as_they_are(optimizer)
         super().compile(

@@ -23,6 +23,7 @@ class Saving(keras.Model):
             "network": keras.saving.serialize_keras_object(self.network),
             # Some layers of layers forget it.
             "trainable": [bool(v.trainable) for v in self.network.variables],
+            "public_weights": getattr(self.network, "public_weights", False),
             "plan": self.plan.to_dict(),
             "views": self.views.to_dict(),
             "chunk_size": self.chunk_size,
@@ -42,6 +43,7 @@ class Saving(keras.Model):
         config["network"] = keras.saving.deserialize_keras_object(
             config["network"], custom_objects=custom_objects
         )
+        config["network"].public_weights = config.pop("public_weights")
         trainable = config.pop("trainable")
         for variable, value in zip(config["network"].variables, trainable, strict=True):
             variable.trainable = value

@@ -21,6 +21,7 @@ from dpmix_tf.training import checkpoints, cluster
 from dpmix_tf.training.build import build_model, make_plan, pin_weights
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.evaluation import Accuracy, make_predict, measure_accuracy
+from dpmix_tf.training.optimizers import with_plain_schedule
 from dpmix_tf.training.restore import restore_model
 from dpmix_tf.training.software import versions
 from dpmix_tf.training.stopping import StopSignal
@@ -51,7 +52,7 @@ class Trainer:
         workdir: str | Path,
         strategy: tf.distribute.Strategy | None = None,
     ):
-        self.config = config = pin_weights(config)
+        self.config = config = pin_weights(with_plain_schedule(config))
         self.strategy = strategy or tf.distribute.get_strategy()
         self.is_chief = cluster.is_chief(self.strategy)
         self.workdir = WorkDir(workdir, config) if self.is_chief else None

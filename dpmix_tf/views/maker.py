@@ -11,6 +11,7 @@ import tensorflow as tf
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import randomness
 from dpmix_tf.synthetic import SyntheticPool
+from dpmix_tf.values import hold_plain_values
 from dpmix_tf.views import mixers
 from dpmix_tf.views.augment import AUGMENTATIONS, Augmentation
 from dpmix_tf.views.base import Records
@@ -67,6 +68,7 @@ class ViewMaker:
 
     def __post_init__(self) -> None:
         """Refuses counts and names that make no views."""
+        hold_plain_values(self)
         for name in ("mixed", "synthetic", "padding"):
             if getattr(self, name) < 0:
                 raise DPMixError(

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import randomness
+from dpmix_tf.values import hold_plain_values
 from dpmix_tf.views import mixers
 from dpmix_tf.views.base import Records
 from dpmix_tf.views.maker import as_float, augmentation, check_settings
@@ -49,6 +50,7 @@ class NaiveMixup:
 
     def __post_init__(self) -> None:
         """Refuses what cannot be mixed."""
+        hold_plain_values(self)
         if self.microbatch < 2:
             raise DPMixError(
                 "naive mixup blends different examples: microbatch must be 2 or more, "

@@ -1,9 +1,10 @@
 """All exhibits, room by room."""
 
-from tests.museum import changed_data, exhibits, forgetting
+from tests.museum import changed_data, exhibits, forgetting, hidden_state
 
 EXHIBITS = [
     *exhibits.EXHIBITS,
     *forgetting.EXHIBITS,
     *changed_data.EXHIBITS,
+    *hidden_state.EXHIBITS,
 ]
