@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.privacy import accounting
+from dpmix_tf.privacy import accounting, seeds
 
 ADJACENCY = (
     "data sets that differ by adding or removing one example (one image with its label)"
@@ -192,6 +192,7 @@ class PrivacyPlan:
         public_pool: bool = False,
         public_weights: bool = False,
         seed_chosen: bool = False,
+        seed_shared: bool = False,
     ) -> str:
         """Says in plain words what the guarantee is, assumes and does not cover.
 
@@ -201,7 +202,8 @@ class PrivacyPlan:
             Poisson-sampled; the statement then says that nobody checked.
           public_pool: synthetic images were mixed in.
           public_weights: training started from pretrained weights.
-          seed_chosen: the user chose the seed.
+          seed_chosen: the user chose the seed: the statement begins with that.
+          seed_shared: other runs use the same secret seed: likewise.
         """
         updates = self.updates if updates is None else int(updates)
         epsilon = self.epsilon(updates)
@@ -224,8 +226,10 @@ class PrivacyPlan:
             if assume_poisson
             else "The batches were drawn by dpmix_tf's own Poisson sampler."
         )
+        warning = seeds.warning(seeds.origin(chosen=seed_chosen, shared=seed_shared))
         return (
-            f"Guarantee: publishing the weights after {updates:,} updates is "
+            (f"{warning}\n" if warning else "")
+            + f"Guarantee: publishing the weights after {updates:,} updates is "
             f"({shown}, {self.delta:g})-differentially private: epsilon = {shown}, "
             f"delta = {self.delta:g}. Adjacency: {ADJACENCY}. Computed "
             f"with dp-accounting {metadata.version('dp-accounting')}, "
@@ -256,12 +260,6 @@ class PrivacyPlan:
                 if public_weights
                 else ""
             )
-            + (
-                " The seed was chosen by the user: it must be random, secret and used "
-                "for this run alone; two runs with one seed share their noise."
-                if seed_chosen
-                else ""
-            )
             + f"\nIt does not cover: {'; '.join(NOT_COVERED)}."
         )
 
@@ -275,6 +273,13 @@ def round_up(epsilon: float) -> str:
     if math.isinf(epsilon):
         return "inf"
     return f"{math.ceil(epsilon * 1000) / 1000:.3f}"
+
+
+def round_down(bound: float) -> str:
+    """A lower bound on epsilon with three decimals, never rounded up."""
+    if math.isinf(bound):
+        return "inf"
+    return f"{math.floor(bound * 1000) / 1000:.3f}"
 
 
 def _check_whole(name: str, value: Any, *, at_least: int) -> None:

@@ -26,6 +26,24 @@ def fresh_seed() -> int:
     return secrets.randbits(SEED_BITS)
 
 
+def check_seed(seed: int) -> int:
+    """Returns the seed as a Python int.
+
+    Raises:
+      DPMixError: it is not an int in [0, 2**128). The message does not quote it.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise DPMixError(
+            f"seed must be an int or None, received a {type(seed).__name__}."
+        )
+    if not 0 <= int(seed) < 2**SEED_BITS:
+        raise DPMixError(
+            f"seed must be in [0, 2**{SEED_BITS}), received a value outside of it. "
+            "Leave it out: the operating system then draws one."
+        )
+    return int(seed)
+
+
 def derive(seed: int, purpose: str) -> np.ndarray:
     """Derives the seed of one stream.
 
@@ -40,14 +58,8 @@ def derive(seed: int, purpose: str) -> np.ndarray:
     Raises:
       DPMixError: the seed is not an int in [0, 2**128).
     """
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise DPMixError(f"seed must be an int or None, received: {seed!r}.")
-    if not 0 <= int(seed) < 2**SEED_BITS:
-        raise DPMixError(
-            f"seed must be in [0, 2**{SEED_BITS}), received a value outside of it."
-        )
     digest = hashlib.sha256(
-        b"dpmix_tf/" + purpose.encode() + b"/" + int(seed).to_bytes(16, "big")
+        b"dpmix_tf/" + purpose.encode() + b"/" + check_seed(seed).to_bytes(16, "big")
     ).digest()
     return np.frombuffer(digest[:16], dtype="<i8").astype(np.int64)
 

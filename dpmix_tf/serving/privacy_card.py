@@ -12,12 +12,17 @@ import jsonschema
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_text_atomic
 from dpmix_tf.models.pretrained import ENCODERS
-from dpmix_tf.privacy import PrivacyPlan
+from dpmix_tf.privacy import PrivacyPlan, seeds
 from dpmix_tf.privacy.plan import ADJACENCY, NOT_COVERED, round_up
 
 SCHEMA_VERSION = 1
 JSON_FILE = "privacy_card.json"
 MARKDOWN_FILE = "privacy_card.md"
+_SEEDS = {
+    "system": "from the operating system",
+    "chosen": "chosen by the user",
+    "shared": "secret, shared by the runs of an experiment",
+}
 
 
 def make_card(
@@ -46,11 +51,13 @@ def make_card(
     """
     plan = PrivacyPlan(**metadata["plan"])
     epsilon = plan.epsilon(updates_spent)
-    seed_chosen = config["seed"] is not None
+    origin = seeds.saved_origin(metadata, config["seed"])
+    claimed = math.isfinite(epsilon) and origin != "chosen"
     network, views = _without_paths(config["network"]), dict(config["views"])
     accuracy = "test_accuracy_ema" if weights == "ema" else "test_accuracy"
     evaluated = final is not None and final["updates"] == metadata["updates"]
     return {
+        "warning": seeds.warning(origin),
         "schema_version": SCHEMA_VERSION,
         "model": {
             "network": network.pop("name"),
@@ -63,7 +70,7 @@ def make_card(
             "image_shape": list(metadata["image_shape"]),
         },
         "privacy": {
-            "epsilon": epsilon if math.isfinite(epsilon) else None,
+            "epsilon": epsilon if claimed else None,
             "delta": plan.delta,
             "adjacency": ADJACENCY,
             "accountant": plan.accountant,
@@ -76,7 +83,8 @@ def make_card(
             "sensitivity": plan.sensitivity,
             "updates": updates_spent,
             "planned_updates": plan.updates,
-            "seed_chosen_by_user": seed_chosen,
+            "seed_origin": origin,
+            "seed_chosen_by_user": origin == "chosen",
         },
         "training_data": {
             "name": data_name or config["data"]["name"],
@@ -93,7 +101,8 @@ def make_card(
             updates_spent,
             public_pool=metadata["pool_digest"] is not None,
             public_weights=config["network"]["name"] == "pretrained",
-            seed_chosen=seed_chosen,
+            seed_chosen=origin == "chosen",
+            seed_shared=origin == "shared",
         ),
     }
 
@@ -178,6 +187,11 @@ def to_markdown(card: dict[str, Any]) -> str:
     epsilon = privacy["epsilon"]
     shown = "none: no guarantee" if epsilon is None else round_up(epsilon)
     accuracy = card["test_accuracy"]
+    # Older cards know only whether the user chose the seed.
+    origin = privacy.get("seed_origin") or seeds.origin(
+        chosen=privacy["seed_chosen_by_user"]
+    )
+    warning = card.get("warning")
     rows = {
         "epsilon": shown,
         "delta": f"{privacy['delta']:g}",
@@ -191,9 +205,7 @@ def to_markdown(card: dict[str, Any]) -> str:
         "clip norm": f"{privacy['clip_norm']:g}",
         "sensitivity": f"{privacy['sensitivity']:g} clip norms",
         "updates": f"{privacy['updates']:,} of {privacy['planned_updates']:,} planned",
-        "seed": "chosen by the user"
-        if privacy["seed_chosen_by_user"]
-        else "from the operating system",
+        "seed": _SEEDS[origin],
         "training data": f"{data['name']}, {data['num_examples']:,} examples",
         "views per example": _views(card["views"]),
         "public pool": f"SHA-256 {card['public_pool_sha256']}"
@@ -210,7 +222,8 @@ def to_markdown(card: dict[str, Any]) -> str:
         "test accuracy": "not measured" if accuracy is None else f"{accuracy:.4f}",
         **{name: value or "unknown" for name, value in card["software"].items()},
     }
-    lines = ["# Privacy card", "", "| | |", "|---|---|"]
+    lines = ["# Privacy card", "", *([f"**{warning}**", ""] if warning else [])]
+    lines += ["| | |", "|---|---|"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
     statement = card["statement"].replace("\n", "\n\n")
     return "\n".join([*lines, "", "## What is guaranteed", "", statement]) + "\n"

@@ -38,7 +38,7 @@ from dpmix_tf.privacy.audit import (
     one_run_bound,
     roc,
 )
-from dpmix_tf.privacy.plan import round_up
+from dpmix_tf.privacy.plan import round_down, round_up
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.restore import restore_data, restore_network
 from dpmix_tf.training.trainer import build_model, make_plan
@@ -80,7 +80,7 @@ class Audit:
     def verdict(self) -> str:
         """One sentence."""
         claimed, delta = self.claimed
-        shown = f"epsilon >= {self.epsilon:.3f} at delta = {delta:g}"
+        shown = f"epsilon >= {round_down(self.epsilon)} at delta = {delta:g}"
         sure = f"with {self.confidence:.0%} confidence"
         if self.refuted:
             return (

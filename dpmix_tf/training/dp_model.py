@@ -105,6 +105,7 @@ class DPMixModel(keras.Model):
                 "one replica."
             )
         self.seed_chosen = seed is not None
+        self.seed_shared = False  # with other runs: the trainer says
         seed = randomness.fresh_seed() if seed is None else seed
         self.network = network
         parts = split_frozen_front(network)
@@ -176,6 +177,7 @@ class DPMixModel(keras.Model):
             public_pool=self.views.synthetic > 0,
             public_weights=self.public_weights,
             seed_chosen=self.seed_chosen,
+            seed_shared=self.seed_shared,
         )
 
     def call(self, images, training=False):
@@ -550,6 +552,7 @@ class DPMixModel(keras.Model):
             "ema_decay": self.average.decay,
             "private_metrics": self.private_metrics,
             "seed_chosen": self.seed_chosen,
+            "seed_shared": self.seed_shared,
             "assume_poisson": self.assume_poisson,
             "public_weights": self.public_weights,
         }
@@ -562,8 +565,8 @@ class DPMixModel(keras.Model):
           DPMixError: the pool of synthetic images is gone or has changed.
         """
         config = dict(config)
-        told = ("seed_chosen", "assume_poisson", "public_weights")
-        history = {name: config.pop(name) for name in told}
+        told = ("seed_chosen", "seed_shared", "assume_poisson", "public_weights")
+        history = {name: config.pop(name, False) for name in told}
         config["network"] = keras.saving.deserialize_keras_object(
             config["network"], custom_objects=custom_objects
         )
@@ -612,7 +615,8 @@ class DPMixModel(keras.Model):
     def save_own_variables(self, store) -> None:
         """Saves, with the count of updates, what they were made under."""
         super().save_own_variables(store)
-        text = json.dumps([self.plan.to_dict(), self.seed_chosen, self.assume_poisson])
+        told = [self.seed_chosen, self.assume_poisson, self.seed_shared]
+        text = json.dumps([self.plan.to_dict(), *told])
         store[_MADE_UNDER] = np.frombuffer(text.encode(), np.uint8)
 
     def load_own_variables(self, store) -> None:
@@ -628,7 +632,7 @@ class DPMixModel(keras.Model):
                 "not saved by a DPMixModel. Load them into its network."
             )
         text = np.asarray(store[_MADE_UNDER], np.uint8).tobytes()
-        plan, seed_chosen, assume_poisson = json.loads(text)
+        plan, seed_chosen, assume_poisson, *seed_shared = json.loads(text)
         if plan != self.plan.to_dict():
             raise DPMixError(
                 "These weights were trained under another plan:\n"
@@ -640,6 +644,7 @@ class DPMixModel(keras.Model):
             {name: store[name] for name in names - {_MADE_UNDER}}
         )
         self.seed_chosen |= seed_chosen
+        self.seed_shared |= any(seed_shared)
         self.assume_poisson |= assume_poisson
 
     def get_compile_config(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from dpmix_tf.data import (
 )
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import build_network, weights_digest
-from dpmix_tf.privacy import PrivacyPlan, randomness
+from dpmix_tf.privacy import PrivacyPlan, randomness, seeds
 from dpmix_tf.privacy.plan import round_up
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training import checkpoints, cluster
@@ -202,6 +202,8 @@ class Trainer:
       workdir: made if missing. Of several workers the first one writes there; the
         others never touch it.
       strategy: a tf.distribute strategy, see training.cluster; default one replica.
+      shared_seed: a secret seed that other runs use too (an experiment's paired runs),
+        int in [0, 2**128); config.seed is None then. Default one for this run alone.
 
     Raises:
       DPMixError: anything wrong with the config, the data or the workdir, or another
@@ -213,7 +215,10 @@ class Trainer:
         config: ConfigDict,
         workdir: str | Path,
         strategy: tf.distribute.Strategy | None = None,
+        *,
+        shared_seed: int | None = None,
     ):
+        self._new_seed = seeds.new_seed(config.seed, shared_seed)
         self.config = config = pin_weights(config)
         self.strategy = strategy or tf.distribute.get_strategy()
         self.is_chief = cluster.is_chief(self.strategy)
@@ -246,10 +251,9 @@ class Trainer:
         self._fingerprint = self.dataset.train.fingerprint()
         self._software = versions()
         saved = self._load_checkpoint() if self.is_chief else None
-        if saved is not None:
-            seed = int(saved[1]["seed"], 16)
-        else:
-            seed = randomness.fresh_seed() if config.seed is None else config.seed
+        seed, self._seed_origin = (
+            seeds.saved_seed(saved[1], config.seed) if saved else self._new_seed
+        )
         self._seed = cluster.seed_from_chief(self.strategy, seed)
         self._check_same_data()
         with self.strategy.scope():
@@ -299,6 +303,8 @@ class Trainer:
 
     def _build(self) -> DPMixModel:
         model = build_model(self.config, self.dataset, self.plan, self._seed)
+        model.seed_chosen = self._seed_origin == "chosen"
+        model.seed_shared = self._seed_origin == "shared"
         self._logits = tf.function(model, reduce_retracing=True)
         return model
 
@@ -334,7 +340,7 @@ class Trainer:
         if model.updates == 0:
             self._checkpoint()  # the seed must survive a stop before the first update
         batches = PoissonBatches(self.dataset.train, plan, seed=self._seed)
-        batches.seed_chosen = self.config.seed is not None
+        batches.seed_chosen = self._seed_origin == "chosen"
         bar = tqdm(
             total=plan.updates,
             initial=model.updates,
@@ -461,6 +467,7 @@ class Trainer:
         metadata = {
             "updates": self.model.updates,
             "seed": f"{self._seed:032x}",
+            "seed_origin": self._seed_origin,
             "plan": self.plan.to_dict(),
             "class_names": self.dataset.class_names,
             "image_shape": self.dataset.image_shape,

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_atomic, write_text_atomic
+from dpmix_tf.privacy import seeds
 from dpmix_tf.training.dp_model import DPMixModel
 
 
@@ -96,7 +97,9 @@ class WorkDir:
         plan = model.plan
         updates = max(model.updates, spent_updates(self.path))
         epsilon = plan.epsilon(updates)
+        origin = seeds.origin(chosen=model.seed_chosen, shared=model.seed_shared)
         spent = {
+            "warning": seeds.warning(origin),
             "epsilon": epsilon if math.isfinite(epsilon) else None,
             "delta": plan.delta,
             "noise_multiplier": plan.noise_multiplier,
@@ -108,7 +111,8 @@ class WorkDir:
             "updates": updates,
             "planned_updates": plan.updates,
             "accountant": plan.accountant,
-            "seed_chosen_by_user": self._config["seed"] is not None,
+            "seed_origin": origin,
+            "seed_chosen_by_user": origin == "chosen",
             "statement": model.statement(updates),
         }
         write_text_atomic(

@@ -1,10 +1,12 @@
 import dataclasses
 import json
+import math
 
 import pytest
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import PrivacyPlan
+from dpmix_tf.privacy.plan import round_down, round_up
 
 GOOD = dict(
     noise_multiplier=2.0,
@@ -74,7 +76,12 @@ def test_the_statement_says_guarantee_adjacency_assumptions_and_limits():
     assert "independently with probability 0.1" in text
     assert "hyperparameters" in text and "validation accuracy" in text
     assert "own Poisson sampler" in text
-    assert "used for this run alone" in plan.statement(4, seed_chosen=True)
+    chosen = plan.statement(4, seed_chosen=True)
+    assert chosen.startswith("No guarantee while the seed is known")
+    assert "used for this run alone" in chosen
+    shared = plan.statement(4, seed_shared=True)
+    assert shared.startswith("This run shares its seed with other runs")
+    assert text.startswith("Guarantee")
     assert "cannot vouch" in plan.statement(4, assume_poisson=True)
 
 
@@ -84,6 +91,11 @@ def test_an_epsilon_that_cannot_be_computed_is_no_guarantee():
     )
     assert plan.epsilon() == float("inf")
     assert "NO stated guarantee" in plan.statement()
+
+
+def test_a_lower_bound_is_never_rounded_up():
+    assert round_down(1.2349) == "1.234" and round_up(1.2341) == "1.235"
+    assert round_down(math.inf) == round_up(math.inf) == "inf"
 
 
 def test_the_statement_never_rounds_epsilon_down():

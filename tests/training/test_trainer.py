@@ -75,6 +75,65 @@ def test_a_run_writes_what_it_did_and_spent(finished):
     assert names == ["update_000000006.npz", "update_000000008.npz"]
 
 
+def test_a_chosen_seed_is_told_before_all_else(finished):
+    spent = read(finished[0], "privacy.json")
+    assert next(iter(spent)) == "warning"
+    for text in (spent["warning"], spent["statement"]):
+        assert text.startswith("No guarantee while the seed is known")
+    assert spent["seed_origin"] == "chosen"
+
+
+def test_a_shared_seed_is_told_kept_and_never_written_but_to_checkpoints(tmp_path):
+    config = small_config(updates=2)
+    config.seed = None
+    shared = 0xFEDC_BA98_7654_3210_0123_4567_89AB_CDEF
+    Trainer(config, tmp_path, shared_seed=shared).run()
+    # A resumed run takes it from there.
+    resumed = Trainer(config, tmp_path)
+    assert resumed._seed == shared and resumed.model.seed_shared
+    spent = read(tmp_path, "privacy.json")
+    assert spent["seed_origin"] == "shared" and not spent["seed_chosen_by_user"]
+    assert "publish at most one of them" in spent["warning"]
+    assert spent["statement"].startswith(spent["warning"])
+    _, metadata = restore_network(tmp_path)
+    assert metadata["seed_origin"] == "shared" and "seed" not in metadata
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and path.parent.name != "checkpoints":
+            data = path.read_bytes()
+            assert (
+                f"{shared:x}".encode() not in data and str(shared).encode() not in data
+            )
+
+
+def test_a_run_with_a_seed_from_the_operating_system_needs_no_warning(tmp_path):
+    config = small_config(updates=2)
+    config.seed = None
+    Trainer(config, tmp_path).run()
+    spent = read(tmp_path, "privacy.json")
+    assert spent["warning"] is None and spent["seed_origin"] == "system"
+    assert spent["statement"].startswith("Guarantee")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**128, 2**128 + 1])
+def test_a_seed_out_of_range_is_refused_before_anything_is_written(tmp_path, seed):
+    """They used to wrap around: minus one became the largest of all."""
+    config = small_config()
+    config.seed = seed
+    with pytest.raises(DPMixError, match="seed must be in") as error:
+        Trainer(config, tmp_path / "run")
+    assert str(seed) not in str(error.value)
+    config.seed = None
+    with pytest.raises(DPMixError, match="seed must be in"):
+        Trainer(config, tmp_path / "run", shared_seed=seed)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_has_one_seed(tmp_path):
+    with pytest.raises(DPMixError, match="Leave config.seed out"):
+        Trainer(small_config(), tmp_path / "run", shared_seed=7)
+    assert not (tmp_path / "run").exists()
+
+
 def test_nothing_private_is_in_the_metrics(finished):
     text = (finished[0] / "metrics.jsonl").read_text()
     assert "loss" not in text and "norm" not in text and "private" not in text
