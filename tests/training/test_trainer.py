@@ -83,11 +83,19 @@ def test_a_chosen_seed_is_told_before_all_else(finished):
     assert spent["seed_origin"] == "chosen"
 
 
+def untrained(config, workdir, **settings):
+    """Writes what a run does, but for its updates."""
+    trainer = Trainer(config, workdir, **settings)
+    trainer._checkpoint()
+    trainer.workdir.write_privacy(trainer.model)
+    trainer._close()
+
+
 def test_a_shared_seed_is_told_kept_and_never_written_but_to_checkpoints(tmp_path):
     config = small_config(updates=2)
     config.seed = None
     shared = 0xFEDC_BA98_7654_3210_0123_4567_89AB_CDEF
-    Trainer(config, tmp_path, shared_seed=shared).run()
+    untrained(config, tmp_path, shared_seed=shared)
     # A resumed run takes it from there.
     resumed = Trainer(config, tmp_path)
     assert resumed._seed == shared and resumed.model.seed_shared
@@ -108,7 +116,7 @@ def test_a_shared_seed_is_told_kept_and_never_written_but_to_checkpoints(tmp_pat
 def test_a_run_with_a_seed_from_the_operating_system_needs_no_warning(tmp_path):
     config = small_config(updates=2)
     config.seed = None
-    Trainer(config, tmp_path).run()
+    untrained(config, tmp_path)
     spent = read(tmp_path, "privacy.json")
     assert spent["warning"] is None and spent["seed_origin"] == "system"
     assert spent["statement"].startswith("Guarantee")
