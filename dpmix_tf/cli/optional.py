@@ -39,7 +39,9 @@ def refuse_none(flag: flags.Flag) -> None:
     Raises:
       ValueError: names the field.
     """
-    for path, value in getattr(flag, "override_values", {}).items():
+    if flag.value is None:  # no --config was given
+        return
+    for path, value in flag.override_values.items():
         *parts, last = path.split(".")
         owner = flag.value
         for part in parts:

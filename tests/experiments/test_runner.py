@@ -51,7 +51,7 @@ def records(folder):
     return [json.loads(line) for line in lines]
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=600):
     for _ in range(seconds * 10):
         if condition():
             return
