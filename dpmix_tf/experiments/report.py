@@ -108,7 +108,7 @@ class _Report:
             f"{len(self.runs)} runs of {asked} asked for: "
             f"{len(self.arms)} arms at epsilon {', '.join(map(exact, self.epsilons))} "
             f"(delta = {plan['delta']:g}), seeds {numbers[0]} to {numbers[-1]}, the "
-            f"same in every arm. "
+            "same in every arm. "
             f"{config['data']['name']}, {plan['num_examples']} training examples; "
             f"network {_words(config['network'])}; {privacy['updates']} updates of "
             f"{privacy['expected_batch_size']} examples expected, clip norm "
@@ -175,11 +175,11 @@ class _Report:
             theirs = {r["seed"]: r for r in self._of(baseline, epsilon)}
             for arm in self.arms:
                 mine = {r["seed"]: r for r in self._of(arm, epsilon)}
-                seeds = sorted(mine.keys() & theirs.keys())
-                if arm == baseline or not seeds:
+                both = sorted(mine.keys() & theirs.keys())
+                if arm == baseline or not both:
                     continue
                 found = paired_difference(
-                    *([_percent(runs[s]) for s in seeds] for runs in (mine, theirs))
+                    *([_percent(runs[s]) for s in both] for runs in (mine, theirs))
                 )
                 sentences.append(
                     f"epsilon {exact(epsilon)}: {found.sentence(arm, baseline)}"
