@@ -32,10 +32,19 @@ def test_a_seed_follows_from_secret_number_and_purpose_alone():
     assert f"{mine.seed('test', 1):032x}" == "f828165c83bc681aca451390ec0691ea"
 
 
-def test_a_secret_is_drawn_once_for_its_owner_alone_and_not_shown(tmp_path):
+def test_a_secret_is_drawn_once_for_its_owner_alone_and_not_shown(
+    tmp_path, monkeypatch
+):
+    load, modes = secret._load, []
+
+    def noting(path):
+        modes.append(path.stat().st_mode & 0o777)
+        return load(path)
+
+    monkeypatch.setattr(secret, "_load", noting)
     drawn = begun(tmp_path)
     path = tmp_path / secret.FILE
-    assert path.stat().st_mode & 0o777 == 0o600
+    assert modes == [0o600]  # from its first moment
     assert len(drawn.key) == 32 and drawn.key.hex() in path.read_text()
     assert open_secret(tmp_path, public=False) == drawn
     (tmp_path / "other").mkdir()
@@ -117,8 +126,11 @@ def pretend_begun(root, run, kept):
 
 
 @pytest.mark.parametrize("theirs", ["secret", "public"])
-def test_a_run_of_another_secret_is_not_put_among_the_others(tmp_path, theirs):
+def test_a_run_of_another_secret_is_not_put_among_the_others(
+    tmp_path, theirs, monkeypatch
+):
     """As of a machine that was not given the first one's secret."""
+    monkeypatch.setattr(Runner, "_train", lambda self: None)
     mine, other = tmp_path / "mine", tmp_path / "other"
     mine.mkdir(), other.mkdir()
     begun(mine)
