@@ -177,6 +177,7 @@ def export_command(folder, models):
         ROOT / "bin" / "export.py",
         f"--workdir={folder / 'whole'}",
         f"--output={models}",
+        "--research",  # its seed was chosen
     ]
 
 

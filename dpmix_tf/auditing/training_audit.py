@@ -24,7 +24,7 @@ from dpmix_tf.auditing.pictures import describe_roc
 from dpmix_tf.data import PoissonBatches, load_dataset
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import randomness
-from dpmix_tf.privacy.plan import round_up
+from dpmix_tf.privacy.plan import round_down, round_up
 from dpmix_tf.training import DPMixModel
 from dpmix_tf.training.build import build_model, make_plan
 
@@ -58,7 +58,7 @@ class Audit:
     def verdict(self) -> str:
         """One sentence."""
         claimed, delta = self.claimed
-        shown = f"epsilon >= {self.epsilon:.3f} at delta = {delta:g}"
+        shown = f"epsilon >= {round_down(self.epsilon)} at delta = {delta:g}"
         sure = f"with {self.confidence:.0%} confidence"
         if self.refuted:
             return (

@@ -42,6 +42,7 @@ def _main(argv: list[str]) -> None:
         raise DPMixError("--config or --trained is missing. See --help.")
     from dpmix_tf import auditing
     from dpmix_tf.files import write_text_atomic
+    from dpmix_tf.privacy.plan import round_down
 
     workdir = Path(_WORKDIR.value)
     try:  # before anything is trained
@@ -64,8 +65,9 @@ def _main(argv: list[str]) -> None:
         rocs, claimed = audit.rocs, audit.claimed
         for name, bounds in audit.bounds.items():
             for bound in bounds:
+                least = round_down(bound.epsilon)
                 print(
-                    f"{name}, {bound.method} bound: epsilon >= {bound.epsilon:.3f} "
+                    f"{name}, {bound.method} bound: epsilon >= {least} "
                     f"({bound.evidence})"
                 )
         print(f"\n{audit.verdict()}\n")

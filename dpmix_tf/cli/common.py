@@ -8,12 +8,14 @@ from types import ModuleType
 from absl import app, flags
 from ml_collections import config_flags
 
+from dpmix_tf.cli import optional
 from dpmix_tf.cli.networks import switch_network
 from dpmix_tf.errors import DPMixError
 
 
 def define_config() -> flags.FlagHolder:
     """Defines --config: a file in configs/, its fields open to --config.field=value."""
+    optional.accept_none()
     holder = config_flags.DEFINE_config_file(
         "config",
         None,
@@ -80,7 +82,10 @@ def _parse(argv: list[str]) -> list[str]:
             if name == "--config":  # lets it say `from configs import digits`
                 # The file lies in configs/ or in a folder below.
                 sys.path += map(str, Path(path).resolve().parents[1:3])
-        return app.parse_flags_with_usage(argv)
+        rest = app.parse_flags_with_usage(argv)
+        if "config" in flags.FLAGS:
+            optional.refuse_none(flags.FLAGS["config"])
+        return rest
     except (
         AttributeError,
         ImportError,

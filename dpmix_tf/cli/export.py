@@ -7,6 +7,9 @@ A folder becomes a SavedModel for TensorFlow Serving: the next free version in i
 the version named (models/digits/3). NAME.keras is the Keras network, NAME.tflite a
 LiteRT model. The privacy card lies in the SavedModel's assets.extra, or beside the
 file. What the model answers is described in serving/README.md.
+
+A run with a chosen seed (config.seed) has no guarantee: it is exported only with
+--research, and its card begins with a warning.
 """
 
 import sys
@@ -26,6 +29,9 @@ _WEIGHTS = flags.DEFINE_enum(
 _DATA_NAME = flags.DEFINE_string(
     "data_name", None, "How the card is to call the training data; default: its name."
 )
+_RESEARCH = flags.DEFINE_bool(
+    "research", False, "Export a run with a chosen seed, which has no guarantee."
+)
 
 
 def _main(argv: list[str]) -> None:
@@ -38,6 +44,7 @@ def _main(argv: list[str]) -> None:
         _OUTPUT.value,
         weights=_WEIGHTS.value,
         data_name=_DATA_NAME.value,
+        research=_RESEARCH.value,
     )
     print(f"Exported, read back and compared: {exported}")
     if exported.is_dir():

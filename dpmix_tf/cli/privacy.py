@@ -130,8 +130,9 @@ def _solve() -> PrivacyPlan:
     )
     if most == 0:
         raise DPMixError(
-            f"Even {field} = 1 costs epsilon = {plan(**{field: 1}).epsilon():.4f}, "
-            f"more than {_EPSILON.value:g}. Raise the noise multiplier."
+            f"Even {field} = 1 costs epsilon = "
+            f"{round_up(plan(**{field: 1}).epsilon())}, more than {_EPSILON.value}. "
+            "Raise the noise multiplier."
         )
     return plan(**{field: most})
 

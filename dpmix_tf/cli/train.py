@@ -50,10 +50,15 @@ def _main(argv: list[str]) -> None:
     spent = json.loads((workdir / "privacy.json").read_text())
     print(f"\n{spent['statement']}\n")
     if spent["epsilon"] is not None:
-        print(f"epsilon            {round_up(spent['epsilon'])}")
+        secret = "" if not spent["seed_chosen_by_user"] else ", were the seed secret"
+        print(f"epsilon            {round_up(spent['epsilon'])}{secret}")
         print(f"delta              {spent['delta']:g}")
-    print(f"test accuracy      {result['test_accuracy']:.4f}")
-    print(f"test accuracy, EMA {result['test_accuracy_ema']:.4f}")
+    for words, name in (
+        ("test accuracy     ", "test_accuracy"),
+        ("test accuracy, EMA", "test_accuracy_ema"),
+    ):
+        if name in result:  # without a test set, or with run.test = False, it is not
+            print(f"{words} {result[name]:.4f}")
     print(f"\nWritten to {workdir}:")
     print("  privacy.json   what was spent      metrics.jsonl  accuracy by update")
     print("  checkpoints/   SECRET: the seed    tensorboard/   the same as curves")
@@ -61,7 +66,11 @@ def _main(argv: list[str]) -> None:
     print("Next:")
     print(f"  python bin/evaluate.py --workdir={workdir}")
     print(f"  python bin/predict.py --workdir={workdir} image.png ...")
-    print(f"  python bin/export.py --workdir={workdir} --output=models/{workdir.name}")
+    research = " --research" if spent["seed_chosen_by_user"] else ""
+    print(
+        f"  python bin/export.py --workdir={workdir} --output=models/{workdir.name}"
+        f"{research}"
+    )
 
 
 def main() -> None:

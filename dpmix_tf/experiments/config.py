@@ -19,7 +19,7 @@ def default_experiment(base: ConfigDict, arms: Mapping[str, Any]) -> ConfigDict:
     config.arms = ConfigDict({name: dict(fields) for name, fields in arms.items()})
     config.order = tuple(arms)  # of arms in tables: ConfigDict sorts names
     config.epsilons = (8.0,)  # of base.privacy.epsilon
-    config.seeds = 5  # 1, 2, ... in every arm: for comparing, not for releasing
+    config.seeds = 5  # numbered 1, 2, ..., the same in every arm: secret.py
     config.baseline = next(iter(arms))  # arm that the others are compared with
     # Fields of `base` and the values to try, each arm's at each epsilon chosen by the
     # validation accuracy of its averaged weights; such as

@@ -10,6 +10,8 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
+from dpmix_tf.experiments.study import exact  # noqa: E402
+
 # Okabe and Ito's colours, which colour-blind people can tell apart; with a marker and a
 # dash each they are told apart in black and white too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -65,7 +67,7 @@ def draw_lines(
         )
     if log_x:
         axis.set_xscale("log")
-        axis.set_xticks(places, [f"{place:g}" for place in places])
+        axis.set_xticks(places, [exact(place) for place in places])
         axis.minorticks_off()
     axis.set(xlabel=x, ylabel=y, title=title)
     axis.grid(alpha=0.3)

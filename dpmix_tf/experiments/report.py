@@ -19,8 +19,11 @@ from dpmix_tf.experiments.document import (
     write_markdown,
 )
 from dpmix_tf.experiments.statistics import paired_difference, standard_error
-from dpmix_tf.experiments.study import CHOSEN_BY, Run, Study
+from dpmix_tf.experiments.study import CHOSEN_BY, Run, Study, exact
 from dpmix_tf.privacy import accounting
+from dpmix_tf.privacy.ledger import CHOSEN
+from dpmix_tf.privacy.plan import round_up
+from dpmix_tf.privacy.statement import SEED_WARNINGS
 from dpmix_tf.training.build import load_pool
 from dpmix_tf.training.workdir import read_json
 from dpmix_tf.views import make_views
@@ -101,13 +104,13 @@ class _Report:
     def _what_was_run(self) -> Document:
         config = self.runs[0]["config"]
         privacy, plan = config["privacy"], self.runs[0]["plan"]
-        seeds = sorted({record["seed"] for record in self.runs})
+        numbers = sorted({record["seed"] for record in self.runs})
         asked = len(self.study.arms) * len(self.study.epsilons) * len(self.study.seeds)
         text = (
             f"{len(self.runs)} runs of {asked} asked for: "
-            f"{len(self.arms)} arms at epsilon {_listed(self.epsilons)} "
-            f"(delta = {plan['delta']:g}), seeds {seeds[0]} to {seeds[-1]}, the same "
-            "in every arm. "
+            f"{len(self.arms)} arms at epsilon {', '.join(map(exact, self.epsilons))} "
+            f"(delta = {plan['delta']:g}), seeds {numbers[0]} to {numbers[-1]}, the "
+            "same in every arm. "
             f"{config['data']['name']}, {plan['num_examples']} training examples; "
             f"network {_words(config['network'])}; {privacy['updates']} updates of "
             f"{privacy['expected_batch_size']} examples expected, clip norm "
@@ -120,7 +123,19 @@ class _Report:
             changes = _words(self.study.changes(arm))
             rows.append([arm, str(record["views_per_example"]), changes])
         table = Table(["arm", "views an example", "sets"], rows)
-        return [Text(text), table]
+        return [Text(text), Text(self._what_seeds_are()), table]
+
+    def _what_seeds_are(self) -> str:
+        if self.study.public_seeds:
+            return (
+                "These numbers are the seeds themselves, for everybody to repeat a run "
+                f"by. {SEED_WARNINGS[CHOSEN]}"
+            )
+        return (
+            "Behind each number is a secret seed, which the runs with that number "
+            "share. A run by itself has its guarantee; of the runs with the same "
+            "number publish at most one: two together have none."
+        )
 
     def _accuracy(self) -> Document:
         lines = {}
@@ -153,7 +168,7 @@ class _Report:
             [arm, *(_mean(self._values(arm, e, metric)) for e in self.epsilons)]
             for arm in self.arms
         ]
-        return Table(["arm", *(f"epsilon {e:g}" for e in self.epsilons)], rows)
+        return Table(["arm", *(f"epsilon {exact(e)}" for e in self.epsilons)], rows)
 
     def _differences(self) -> Document:
         baseline = self.config.baseline
@@ -162,14 +177,14 @@ class _Report:
             theirs = {r["seed"]: r for r in self._of(baseline, epsilon)}
             for arm in self.arms:
                 mine = {r["seed"]: r for r in self._of(arm, epsilon)}
-                seeds = sorted(mine.keys() & theirs.keys())
-                if arm == baseline or not seeds:
+                both = sorted(mine.keys() & theirs.keys())
+                if arm == baseline or not both:
                     continue
                 found = paired_difference(
-                    *([_percent(runs[s]) for s in seeds] for runs in (mine, theirs))
+                    *([_percent(runs[s]) for s in both] for runs in (mine, theirs))
                 )
                 sentences.append(
-                    f"epsilon {epsilon:g}: {found.sentence(arm, baseline)}"
+                    f"epsilon {exact(epsilon)}: {found.sentence(arm, baseline)}"
                 )
         if not sentences:
             return []
@@ -190,7 +205,7 @@ class _Report:
         rows = [
             [
                 arm,
-                f"{epsilon:g}",
+                exact(epsilon),
                 _mean(self._values(arm, float(epsilon), _AVERAGED)) or "not run",
                 str(figure),
                 source,
@@ -211,7 +226,7 @@ class _Report:
                     if (values := self._values(arm, epsilon, _AVERAGED))
                 ]
                 points.sort(key=lambda point: point[0])
-                lines[f"epsilon {epsilon:g}"] = (
+                lines[f"epsilon {exact(epsilon)}"] = (
                     [place for place, _ in points],
                     [builtin.mean(values) for _, values in points],
                     [standard_error(values) or 0.0 for _, values in points],
@@ -242,7 +257,7 @@ class _Report:
             lines,
             x="updates",
             y="validation accuracy, averaged weights (percent)",
-            title=f"epsilon = {epsilon:g} at the end",
+            title=f"epsilon = {exact(epsilon)} at the end",
         )
         return [
             Heading("Training"),
@@ -284,7 +299,7 @@ class _Report:
             "seconds a run",
             "views a second",
             "time / dp_sgd's",
-            f"noise a clipped term, epsilon {self.epsilons[0]:g}",
+            f"noise a clipped term, epsilon {exact(self.epsilons[0])}",
         ]
         return [
             Heading("Cost"),
@@ -316,8 +331,8 @@ class _Report:
         return [
             Heading("By class"),
             Text(
-                f"Test accuracy in percent at epsilon = {epsilon:g}, averaged weights, "
-                "mean over the seeds."
+                f"Test accuracy in percent at epsilon = {exact(epsilon)}, averaged "
+                "weights, mean over the seeds."
             ),
             Picture(
                 "classes",
@@ -382,7 +397,13 @@ class _Report:
                 for t in trials
             )
             rows.append(
-                [arm, f"{epsilon:g}", _words(found[0]["tuned"]), tried, f"{total:.2f}"]
+                [
+                    arm,
+                    exact(epsilon),
+                    _words(found[0]["tuned"]),
+                    tried,
+                    round_up(total),
+                ]
             )
         return [
             Heading("Tuning"),
@@ -394,7 +415,9 @@ class _Report:
                 "above do not count. The last column is what the choice would cost, in "
                 "addition to each run that is published, if the number of trials were "
                 f"drawn from a geometric distribution of mean {count} (Papernot and "
-                "Steinke 2022), by Renyi accounting."
+                "Steinke 2022), by Renyi accounting. It protects the training "
+                "examples, not the validation examples, which are compared without "
+                "noise."
             ),
             Table(
                 [
@@ -415,7 +438,7 @@ class _Report:
             Heading("Failed runs"),
             Bullets(
                 [
-                    f"{r['arm']}, epsilon {r['epsilon']:g}, seed {r['seed']}: "
+                    f"{r['arm']}, epsilon {exact(r['epsilon'])}, seed {r['seed']}: "
                     f"{r['error']}"
                     for r in self.failed
                 ]
@@ -439,10 +462,6 @@ def _mean(values: Sequence[float]) -> str:
         return ""
     error = standard_error(values)
     return f"{builtin.mean(values):.2f}" + (f" ({error:.2f})" if error else "")
-
-
-def _listed(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
 
 
 def _words(fields: dict[str, Any]) -> str:

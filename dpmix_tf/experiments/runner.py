@@ -20,7 +20,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.experiments.study import CHOSEN_BY, Run, Study
+from dpmix_tf.experiments.secret import open_secret, refuse_unpaired, write_pairing
+from dpmix_tf.experiments.study import CHOSEN_BY, Run, Study, exact
 from dpmix_tf.files import cannot_write, write_text_atomic
 from dpmix_tf.training.workdir import events, final_event, read_json
 
@@ -30,18 +31,20 @@ WORKER = "dpmix_tf.experiments.worker"
 class Runner:
     """Runs what is left of an experiment; what is done or chosen is not repeated.
 
-    The folder holds `experiment.json`, a folder a run below `tuning/` and `runs/`, and
-    `results.jsonl`, one line a finished or failed run, the same however often it was
-    interrupted. Each run resumes where it stopped.
+    The folder holds `experiment.json`, `secret.json` (what seeds are derived from,
+    unless they are public: see experiments/secret.py), a folder per run below `tuning/`
+    and `runs/`, and `results.jsonl`, one line per finished or failed run, the same
+    however often it was interrupted. Each run resumes where it stopped.
 
     Args:
       study: what to run.
       root: the experiment's folder.
       jobs: processes at a time; they share the processor's cores.
-      shard: (i, n): this machine's part, whole arms at an epsilon; 1 <= i <= n.
+      shard: (i, n): this machine's part, whole arms at an epsilon; 1 <= i <= n. All
+        but the first need a copy of the first one's secret.json.
 
     Raises:
-      DPMixError: the folder is another experiment's, or shard is out of range.
+      DPMixError: shard is out of range, or the folder cannot be made.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Runner:
         if not 1 <= shard[0] <= shard[1]:
             raise DPMixError(f"--shard must be i/n with 1 <= i <= n, not {shard}.")
         self.study, self.root, self.jobs = study, Path(root), jobs
+        self._first = shard[0] == 1
         self.groups = list(study.groups())[shard[0] - 1 :: shard[1]]
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -74,10 +78,15 @@ class Runner:
 
         Raises:
           KeyboardInterrupt: stopped by a signal, once the runs have.
-          DPMixError: results cannot be written.
+          DPMixError: the folder is another experiment's, or runs in it were made with
+            other seeds, or results cannot be written.
         """
         with self._alone(), _interrupted_by_sigterm():
-            self.study.claim(self.root)
+            self._secret = open_secret(
+                self.root, public=self.study.public_seeds, draw=self._first
+            )
+            fingerprint = self._secret.fingerprint if self._secret else None
+            self.study.claim(self.root, fingerprint)
             self._collect()
             try:
                 self._train()
@@ -109,8 +118,11 @@ class Runner:
 
     def _look(self, run: Run) -> bool:
         """Whether a run is through, now or in an earlier call."""
+        if run in self._records:
+            return True
         folder = self.root / run.name
-        if run not in self._records and final_event(folder / "run") is not None:
+        refuse_unpaired(folder, self._secret)
+        if final_event(folder / "run") is not None:
             self._records[run] = _record(self.study, run, folder)
         return run in self._records
 
@@ -175,6 +187,11 @@ class Runner:
             self._keep(run, _failure(run, str(error)))
             return
         folder.mkdir(parents=True, exist_ok=True)
+        if self._secret is not None:
+            purpose = "tuning" if run.tuning else "test"
+            write_pairing(
+                self.root, folder, self._secret, purpose=purpose, number=run.seed
+            )
         write_text_atomic(folder / "settings.json", settings + "\n")
         environment = dict(os.environ)
         if self.jobs > 1:
@@ -258,7 +275,7 @@ class Runner:
     def _screen(self) -> Group:
         """The live table: what is done, and what runs now."""
         done, total = self._progress()
-        table = Table("arm", *(f"epsilon {e:g}" for e in self.study.epsilons))
+        table = Table("arm", *(f"epsilon {exact(e)}" for e in self.study.epsilons))
         for arm in self.study.arms:
             table.add_row(arm, *(self._cell(arm, e) for e in self.study.epsilons))
         running = Table("running", "update", "validation", box=None)

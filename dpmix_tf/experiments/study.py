@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.experiments.secret import FINGERPRINT
 from dpmix_tf.files import write_text_atomic
 from dpmix_tf.training.workdir import differences, read_json
 from dpmix_tf.views import count_views
@@ -39,7 +40,7 @@ class Run:
     Attributes:
       arm: its name in the config.
       epsilon: the budget.
-      seed: shared by all arms: their differences are paired.
+      seed: its number, shared by all arms: their differences are paired.
       trial: values of the tuned fields, by dotted name; () where nothing is tuned.
       tuning: whether it is one of the trials, which only validation accuracy is read
         of, or one of the test runs.
@@ -54,7 +55,11 @@ class Run:
     @property
     def name(self) -> str:
         """Of its folder, below the experiment's."""
-        parts = ["tuning" if self.tuning else "runs", self.arm, f"eps{self.epsilon:g}"]
+        parts = [
+            "tuning" if self.tuning else "runs",
+            self.arm,
+            f"eps{exact(self.epsilon)}",
+        ]
         parts += [f"{key.rpartition('.')[2]}={value}" for key, value in self.trial]
         return "/".join([*parts, f"seed{self.seed}"])
 
@@ -78,13 +83,23 @@ class Study:
     Args:
       config: see experiments/config.py.
       arms: names of those to run; default all.
+      public_seeds: the runs' seeds are their numbers themselves, so that everybody can
+        repeat them, and none has a guarantee. Default: the runner gives them secret
+        ones, see experiments/secret.py.
 
     Raises:
       DPMixError: nothing to run, an unknown baseline, or unequal compute.
     """
 
-    def __init__(self, config: ConfigDict, arms: Sequence[str] | None = None):
+    def __init__(
+        self,
+        config: ConfigDict,
+        arms: Sequence[str] | None = None,
+        *,
+        public_seeds: bool = False,
+    ):
         self.config = config
+        self.public_seeds = public_seeds
         self.known = tuple(dict.fromkeys(config.order))
         self.arms = self.known if arms is None else tuple(dict.fromkeys(arms))
         if set(self.known) != set(config.arms):
@@ -209,7 +224,8 @@ class Study:
         config = self.config.base.copy_and_resolve_references()
         config.lock()
         changes = self.changes(arm) | dict(fields)
-        changes |= {"privacy.epsilon": epsilon, "seed": seed}
+        changes |= {"privacy.epsilon": epsilon}
+        changes["seed"] = seed if self.public_seeds else None
         for name, value in changes.items():
             *path, last = name.split(".")
             part = config
@@ -227,13 +243,17 @@ class Study:
                 ) from error
         return config
 
-    def claim(self, root: Path) -> None:
+    def claim(self, root: Path, fingerprint: str | None = None) -> None:
         """Takes the experiment's folder; refuses one of another experiment.
+
+        Args:
+          root: the folder.
+          fingerprint: of the secret that seeds are derived from; None: of public ones.
 
         Raises:
           DPMixError: the folder's runs were made by another config.
         """
-        mine = json.loads(self.config.to_json())
+        mine = json.loads(self.config.to_json()) | {FINGERPRINT: fingerprint}
         path = root / "experiment.json"
         if path.exists():
             theirs = read_json(path)
@@ -254,6 +274,11 @@ class Study:
                 )
             mine["arms"] = theirs["arms"] | mine["arms"]
         write_text_atomic(path, json.dumps(mine, indent=2) + "\n")
+
+
+def exact(epsilon: float) -> str:
+    """A budget as it was asked for, never rounded: 8, 0.5, 1.0000001."""
+    return repr(float(epsilon)).removesuffix(".0")
 
 
 def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """One run of an experiment, in a process of its own.
 
 python -m dpmix_tf.experiments.worker FOLDER PARENT reads FOLDER/settings.json, and
-stops when the process PARENT is gone.
+stops when the process PARENT is gone. A secret seed it derives itself, from the
+experiment's secret: it passes through no argument, environment or settings.
 """
 
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.experiments.secret import seed_of_run
 from dpmix_tf.files import write_text_atomic
 from dpmix_tf.training.software import versions
 from dpmix_tf.training.trainer import Trainer
@@ -36,24 +38,34 @@ def main() -> None:
     parent = int(sys.argv[2])
     threading.Thread(target=_stop_with_parent, args=(parent,), daemon=True).start()
     try:
-        config = ConfigDict(read_json(folder / "settings.json"))
-        if not (folder / "software.json").exists():
-            write_text_atomic(folder / "software.json", json.dumps(versions()))
-        trainer = Trainer(config, folder / "run")
-        before, started = trainer.model.updates, time.perf_counter()
-        try:
-            trainer.run()
-        finally:
-            _add_cost(
-                folder / "cost.json",
-                time.perf_counter() - started,
-                trainer.model.updates - before,
-            )
+        train(folder)
     except DPMixError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(STOPPED)
+
+
+def train(folder: Path) -> None:
+    """Trains the run in `folder`, and notes what it took.
+
+    Raises:
+      DPMixError: see Trainer and seed_of_run.
+      KeyboardInterrupt: asked to stop.
+    """
+    config = ConfigDict(read_json(folder / "settings.json"))
+    if not (folder / "software.json").exists():
+        write_text_atomic(folder / "software.json", json.dumps(versions()))
+    trainer = Trainer(config, folder / "run", shared_seed=seed_of_run(folder))
+    before, started = trainer.model.updates, time.perf_counter()
+    try:
+        trainer.run()
+    finally:
+        _add_cost(
+            folder / "cost.json",
+            time.perf_counter() - started,
+            trainer.model.updates - before,
+        )
 
 
 def _add_cost(path: Path, seconds: float, updates: int) -> None:

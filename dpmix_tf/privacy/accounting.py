@@ -207,7 +207,7 @@ def _noise_reaching(
         low, high, step = high, high + step, step * 1.5
         if high > math.log(_MOST_NOISE * 2):
             raise DPMixError(
-                f"No amount of noise reaches epsilon = {target_epsilon:g}: it is too "
+                f"No amount of noise reaches epsilon = {target_epsilon}: it is too "
                 "small for this delta and accountant. Raise epsilon or delta."
             )
     while low == high or excess(low) <= 0:

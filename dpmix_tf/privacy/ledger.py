@@ -15,6 +15,11 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import accounting
 from dpmix_tf.privacy.plan import PrivacyPlan
 
+# Where a seed is from. Only a secret one carries a guarantee.
+SYSTEM = "system"  # drawn from the operating system for one run
+SHARED = "shared"  # derived from such a draw, the same for several runs
+CHOSEN = "chosen"  # by the user: whoever knows or guesses it can take the noise away
+
 # Conditions of a run, which its statement has to tell.
 CHOSEN_SEED = "chosen_seed"
 SHARED_SEED = "shared_seed"

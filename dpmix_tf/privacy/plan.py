@@ -190,6 +190,13 @@ def round_up(epsilon: float) -> str:
     return f"{math.ceil(epsilon * 1000) / 1000:.3f}"
 
 
+def round_down(bound: float) -> str:
+    """A lower bound on epsilon with three decimals, never rounded up."""
+    if math.isinf(bound):
+        return "inf"
+    return f"{math.floor(bound * 1000) / 1000:.3f}"
+
+
 def _check_whole(name: str, value: Any, *, at_least: int) -> None:
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not whole or value < at_least:

@@ -18,14 +18,9 @@ import numpy as np
 import tensorflow as tf
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.privacy.ledger import CHOSEN, SHARED, SYSTEM
 
 SEED_BITS = 128
-
-
-# Where a seed is from. Only a secret one carries a guarantee.
-SYSTEM = "system"  # drawn from the operating system for one run
-SHARED = "shared"  # derived from such a draw, the same for several runs
-CHOSEN = "chosen"  # by the user: whoever knows or guesses it can take the noise away
 
 
 class Seed(int):
@@ -60,6 +55,26 @@ def as_seed(seed: int | None) -> Seed:
     return fresh_seed() if seed is None else Seed(seed, CHOSEN)
 
 
+def new_seed(chosen: int | None, shared: int | None = None) -> Seed:
+    """Returns the seed of a run that starts now.
+
+    Args:
+      chosen: by the user, to repeat a run; None: not chosen.
+      shared: secret, and used by other runs too; None: not shared.
+
+    Raises:
+      DPMixError: both are given, or the seed is not an int in [0, 2**128).
+    """
+    if shared is None:
+        return as_seed(chosen)
+    if chosen is not None:
+        raise DPMixError(
+            "A run with a shared seed was given a chosen one too. Leave config.seed "
+            "out, or shared_seed."
+        )
+    return Seed(shared, SHARED)
+
+
 def fresh_seed() -> Seed:
     """Returns 128 random bits from the operating system."""
     return Seed(secrets.randbits(SEED_BITS), SYSTEM)
@@ -68,10 +83,13 @@ def fresh_seed() -> Seed:
 def check_seed(seed: Any) -> None:
     """Raises DPMixError unless `seed` is an int in [0, 2**128). Never quotes it."""
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise DPMixError(f"seed must be an int or None, received: {seed!r}.")
+        raise DPMixError(
+            f"seed must be an int or None, received a {type(seed).__name__}."
+        )
     if not 0 <= int(seed) < 2**SEED_BITS:
         raise DPMixError(
-            f"seed must be in [0, 2**{SEED_BITS}), received a value outside of it."
+            f"seed must be in [0, 2**{SEED_BITS}), received a value outside of it. "
+            "Leave it out: the operating system then draws one."
         )
 
 

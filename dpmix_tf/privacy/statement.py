@@ -4,7 +4,7 @@ import math
 from importlib import metadata
 
 from dpmix_tf.privacy import ledger as conditions
-from dpmix_tf.privacy.ledger import Entry, Ledger
+from dpmix_tf.privacy.ledger import CHOSEN, SHARED, SYSTEM, Entry, Ledger
 from dpmix_tf.privacy.plan import PrivacyPlan, round_up
 
 ADJACENCY = (
@@ -19,10 +19,20 @@ NOT_COVERED = (
     "people who appear in more than one example",
     "floating-point effects of the noise generator",
 )
-KNOWN_SEED = (
-    "No guarantee while the seed is known: it was chosen by the user, and whoever "
-    "knows or guesses it can take the noise away."
-)
+# What has to be said first, by where the seed is from.
+SEED_WARNINGS = {
+    SYSTEM: None,
+    CHOSEN: (
+        "No guarantee while the seed is known: it was chosen by the user, and whoever "
+        "knows or guesses it can subtract the noise. Leave the seed out (config.seed, "
+        "seed=), so that the operating system draws a secret one. What else is said "
+        "would hold for a seed that is random, secret and used for this run alone."
+    ),
+    SHARED: (
+        "This run shares its seed with other runs of an experiment: publish at most "
+        "one of them; two together have no guarantee."
+    ),
+}
 
 
 def state_guarantee(ledger: Ledger, plan: PrivacyPlan) -> str:
@@ -55,13 +65,15 @@ def state_guarantee(ledger: Ledger, plan: PrivacyPlan) -> str:
     whole = _cost_of_choosing(ledger, plan)
     if whole:
         paragraphs.insert(2, whole)
+    warning = SEED_WARNINGS[seed_origin(ledger)]
+    return "\n".join([warning, *paragraphs] if warning else paragraphs)
+
+
+def seed_origin(ledger: Ledger) -> str:
+    """Returns the worst origin of the seeds that trained a network: see randomness."""
     if conditions.CHOSEN_SEED in ledger.conditions:
-        paragraphs.insert(
-            0,
-            f"{KNOWN_SEED} What follows holds only if the seed is random, secret and "
-            "used for this run alone. For a guarantee, train without choosing a seed.",
-        )
-    return "\n".join(paragraphs)
+        return CHOSEN
+    return SHARED if conditions.SHARED_SEED in ledger.conditions else SYSTEM
 
 
 def _guarantee(epsilon: float, updates: int, plan: PrivacyPlan) -> str:
@@ -118,9 +130,6 @@ def _mechanism(plan: PrivacyPlan) -> str:
 
 
 _SENTENCES = {
-    conditions.SHARED_SEED: "This run shares its seed, and so its noise, with other "
-    "runs of an experiment: publish at most one of them; two together have no "
-    "guarantee.",
     conditions.PUBLIC_POOL: "The pool of synthetic images is taken as public: it must "
     "not have been made from, or chosen by looking at, the private examples.",
     conditions.PUBLIC_WEIGHTS: "The pretrained weights that training started from are "

@@ -40,6 +40,7 @@ def export_saved_model(
     *,
     weights: str = "ema",
     data_name: str | None = None,
+    research: bool = False,
 ) -> Path:
     """Exports a run's newest checkpoint as a SavedModel for TensorFlow Serving.
 
@@ -54,15 +55,17 @@ def export_saved_model(
         a version that is free, models/digits/3.
       weights: "ema" or "raw", see training.restore_network.
       data_name: how the privacy card is to call the training data.
+      research: export a run with a chosen seed too; its card says that there is no
+        guarantee.
 
     Returns:
       The folder of the version.
 
     Raises:
-      DPMixError: no run; the version is taken; the disk is full; or the exported model
-        answers differently from the one in memory.
+      DPMixError: no run; its seed was chosen; the version is taken; the disk is full;
+        or the exported model answers differently from the one in memory.
     """
-    network, metadata, card = _restore(workdir, weights, data_name)
+    network, metadata, card = _restore(workdir, weights, data_name, research)
     check_class_names(metadata["class_names"])
     output = Path(output)
     folder = output.parent if output.name.isdecimal() else output
@@ -88,6 +91,7 @@ def export_file(
     *,
     weights: str = "ema",
     data_name: str | None = None,
+    research: bool = False,
 ) -> Path:
     """Exports a run's newest checkpoint as one file, its privacy card beside it.
 
@@ -97,20 +101,22 @@ def export_file(
         LiteRT, uint8 images [n,H,W,C] -> probabilities. A file there is replaced.
       weights: "ema" or "raw".
       data_name: how the privacy card is to call the training data.
+      research: export a run with a chosen seed too; its card says that there is no
+        guarantee.
 
     Returns:
       `output`.
 
     Raises:
-      DPMixError: no run, another suffix, the disk is full, or the file answers
-        differently from the model in memory.
+      DPMixError: no run, its seed was chosen, another suffix, the disk is full, or the
+        file answers differently from the model in memory.
     """
     output = Path(output)
     if output.suffix not in _WRITERS:
         raise DPMixError(
             f"The output must end in {' or '.join(_WRITERS)}; received: {output}."
         )
-    network, metadata, card = _restore(workdir, weights, data_name)
+    network, metadata, card = _restore(workdir, weights, data_name, research)
     write, load = _WRITERS[output.suffix]
     with (
         _alone_in(output.parent),
@@ -129,8 +135,12 @@ def export_file(
     return output
 
 
-def _restore(workdir, weights: str, data_name: str | None):
-    """The network, the checkpoint's metadata and the privacy card."""
+def _restore(workdir, weights: str, data_name: str | None, research: bool):
+    """The network, the checkpoint's metadata and the privacy card.
+
+    Raises:
+      DPMixError: no run; or a chosen seed, and it is not for research.
+    """
     workdir = Path(workdir)
     network, metadata = restore_network(workdir, weights=weights)
     card = make_card(
@@ -144,6 +154,12 @@ def _restore(workdir, weights: str, data_name: str | None):
         final=final_event(workdir),
         data_name=data_name,
     )
+    if card["privacy"]["seed_chosen_by_user"] and not research:
+        raise DPMixError(
+            f"{workdir} was trained with a chosen seed. {card['warning']} To export "
+            "this run for research all the same, say --research (research=True): its "
+            "privacy card will begin with this warning."
+        )
     return network, metadata, card
 
 

@@ -12,13 +12,24 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_text_atomic
 from dpmix_tf.models.pretrained import ENCODERS
 from dpmix_tf.privacy import Ledger, PrivacyPlan
-from dpmix_tf.privacy.ledger import CHOSEN_SEED
+from dpmix_tf.privacy.ledger import CHOSEN, SHARED, SYSTEM
 from dpmix_tf.privacy.plan import finite_or_none, round_up
-from dpmix_tf.privacy.statement import ADJACENCY, NOT_COVERED, state_guarantee
+from dpmix_tf.privacy.statement import (
+    ADJACENCY,
+    NOT_COVERED,
+    SEED_WARNINGS,
+    seed_origin,
+    state_guarantee,
+)
 
 SCHEMA_VERSION = 1
 JSON_FILE = "privacy_card.json"
 MARKDOWN_FILE = "privacy_card.md"
+_SEEDS = {
+    SYSTEM: "from the operating system",
+    CHOSEN: "chosen by the user",
+    SHARED: "secret, shared by the runs of an experiment",
+}
 
 
 def make_card(
@@ -46,10 +57,12 @@ def make_card(
       A card that follows privacy_card.schema.json.
     """
     plan = PrivacyPlan(**metadata["plan"])
+    epsilon, origin = ledger.epsilon(plan.delta, plan.accountant), seed_origin(ledger)
     network, views = _without_paths(config["network"]), dict(config["views"])
     accuracy = "test_accuracy_ema" if weights == "ema" else "test_accuracy"
     evaluated = final is not None and final["updates"] == metadata["updates"]
     return {
+        "warning": SEED_WARNINGS[origin],
         "schema_version": SCHEMA_VERSION,
         "model": {
             "network": network.pop("name"),
@@ -62,7 +75,7 @@ def make_card(
             "image_shape": list(metadata["image_shape"]),
         },
         "privacy": {
-            "epsilon": finite_or_none(ledger.epsilon(plan.delta, plan.accountant)),
+            "epsilon": None if origin == CHOSEN else finite_or_none(epsilon),
             "delta": plan.delta,
             "adjacency": ADJACENCY,
             "accountant": plan.accountant,
@@ -75,7 +88,8 @@ def make_card(
             "sensitivity": plan.sensitivity,
             "updates": ledger.updates(plan),
             "planned_updates": plan.updates,
-            "seed_chosen_by_user": CHOSEN_SEED in ledger.conditions,
+            "seed_origin": origin,
+            "seed_chosen_by_user": origin == CHOSEN,
             "ledger": ledger.to_list(),
         },
         "training_data": {
@@ -173,6 +187,10 @@ def to_markdown(card: dict[str, Any]) -> str:
     epsilon = privacy["epsilon"]
     shown = "none: no guarantee" if epsilon is None else round_up(epsilon)
     accuracy = card["test_accuracy"]
+    # Older cards know only whether the user chose the seed.
+    chosen = CHOSEN if privacy["seed_chosen_by_user"] else SYSTEM
+    origin = privacy.get("seed_origin", chosen)
+    warning = card.get("warning")
     rows = {
         "epsilon": shown,
         "delta": f"{privacy['delta']:g}",
@@ -187,9 +205,7 @@ def to_markdown(card: dict[str, Any]) -> str:
         "sensitivity": f"{privacy['sensitivity']:g} clip norms",
         "updates": f"{privacy['updates']:,} of {privacy['planned_updates']:,} planned",
         "trained before": _trained_before(card),
-        "seed": "chosen by the user"
-        if privacy["seed_chosen_by_user"]
-        else "from the operating system",
+        "seed": _SEEDS[origin],
         "training data": f"{data['name']}, {data['num_examples']:,} examples",
         "views per example": _views(card["views"]),
         "public pool": f"SHA-256 {card['public_pool_sha256']}"
@@ -206,7 +222,8 @@ def to_markdown(card: dict[str, Any]) -> str:
         "test accuracy": "not measured" if accuracy is None else f"{accuracy:.4f}",
         **{name: value or "unknown" for name, value in card["software"].items()},
     }
-    lines = ["# Privacy card", "", "| | |", "|---|---|"]
+    lines = ["# Privacy card", "", *([f"**{warning}**", ""] if warning else [])]
+    lines += ["| | |", "|---|---|"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
     statement = card["statement"].replace("\n", "\n\n")
     return "\n".join([*lines, "", "## What is guaranteed", "", statement]) + "\n"

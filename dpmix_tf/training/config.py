@@ -52,8 +52,8 @@ def default_config() -> ConfigDict:
     run is resumed.
     """
     config = ConfigDict()
-    # Secret 128-bit int; left out, the operating system gives one. Choose it only to
-    # repeat a run: the guarantee needs it secret.
+    # Left out, the operating system draws a secret one. For research alone: an int in
+    # [0, 2**128), to repeat a run, which then has no guarantee.
     config.seed = config_dict.placeholder(int)
 
     config.data = ConfigDict()

@@ -40,6 +40,8 @@ class Trainer:
       workdir: made if missing. Of several workers the first one writes there; the
         others never touch it.
       strategy: a tf.distribute strategy, see training.cluster; default one replica.
+      shared_seed: a secret seed that other runs use too (an experiment's paired runs),
+        int in [0, 2**128); config.seed is None then. Default one for this run alone.
 
     Raises:
       DPMixError: anything wrong with the config, the data or the workdir, or another
@@ -51,7 +53,10 @@ class Trainer:
         config: ConfigDict,
         workdir: str | Path,
         strategy: tf.distribute.Strategy | None = None,
+        *,
+        shared_seed: int | None = None,
     ):
+        self._new_seed = randomness.new_seed(config.seed, shared_seed)
         self.config = config = pin_weights(with_plain_schedule(config))
         self.strategy = strategy or tf.distribute.get_strategy()
         self.is_chief = cluster.is_chief(self.strategy)
@@ -87,7 +92,7 @@ class Trainer:
         if saved is not None:
             seed = randomness.Seed(int(saved[1]["seed"], 16), randomness.SYSTEM)
         else:
-            seed = randomness.as_seed(config.seed)
+            seed = self._new_seed
         self._seed = cluster.seed_from_chief(self.strategy, seed)
         self._check_same_data()
         with self.strategy.scope():

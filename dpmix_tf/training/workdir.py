@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_atomic, write_text_atomic
 from dpmix_tf.privacy import Ledger
-from dpmix_tf.privacy.ledger import CHOSEN_SEED
+from dpmix_tf.privacy.ledger import CHOSEN
 from dpmix_tf.privacy.plan import finite_or_none
-from dpmix_tf.privacy.statement import KNOWN_SEED, state_guarantee
+from dpmix_tf.privacy.statement import SEED_WARNINGS, seed_origin, state_guarantee
 from dpmix_tf.training.dp_model import DPMixModel
 
 
@@ -98,9 +98,9 @@ class WorkDir:
         """
         plan = model.plan
         ledger = model.ledger.joined(recorded_ledger(self.path))
-        chosen = CHOSEN_SEED in ledger.conditions
+        origin = seed_origin(ledger)
         spent = {
-            **({"warning": KNOWN_SEED} if chosen else {}),
+            "warning": SEED_WARNINGS[origin],
             "epsilon": finite_or_none(ledger.epsilon(plan.delta, plan.accountant)),
             "delta": plan.delta,
             "noise_multiplier": plan.noise_multiplier,
@@ -112,7 +112,8 @@ class WorkDir:
             "updates": ledger.updates(plan),
             "planned_updates": plan.updates,
             "accountant": plan.accountant,
-            "seed_chosen_by_user": chosen,
+            "seed_origin": origin,
+            "seed_chosen_by_user": origin == CHOSEN,
             "ledger": ledger.to_list(),
             "statement": state_guarantee(ledger, plan),
         }

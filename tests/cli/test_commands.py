@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.conftest import ROOT
 
+DIGITS = ("--config=configs/digits.py",)
 COMMANDS = sorted(path.stem for path in (ROOT / "bin").glob("*.py"))
 
 
@@ -179,6 +180,11 @@ def test_preview_draws_the_views(tmp_path):
         (("train", "--config=configs/digits.py"), "--workdir is missing"),
         (("train", "--config=configs/digits.py", "--config.data.nme=x"), "'nme'"),
         (("train", "--config=configs/nowhere.py", "--workdir=x"), "nowhere.py"),
+        (
+            ("train", *DIGITS, "--workdir=nowhere/x", "--config.seed=-1"),
+            "seed must be in [0, 2**128)",
+        ),
+        (("train", *DIGITS, "--config.ema_decay=None"), "ema_decay needs a value"),
         (("predict", "--workdir=nowhere", "x.png"), "holds no checkpoint"),
         (("privacy", "--num_examples=100", "--delta=1e-5"), "exactly three of"),
         (
@@ -199,6 +205,39 @@ def test_mistakes_get_one_clear_message_and_a_failing_status(command, words):
     assert done.returncode not in (0, None)
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (ROOT / "nowhere").exists()
+
+
+@pytest.mark.slow
+def test_a_run_without_a_test_and_with_a_chosen_seed_from_start_to_export(tmp_path):
+    """What is not measured is not printed; noise is given, so no epsilon."""
+    done = run(
+        "train",
+        "--config=configs/digits.py",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.privacy.updates=1",
+        "--config.privacy.expected_batch_size=10",
+        "--config.privacy.accountant=rdp",
+        "--config.privacy.epsilon=None",
+        "--config.privacy.noise_multiplier=2",
+        "--config.views.base=1",
+        "--config.views.mixed=0",
+        "--config.run.test=False",
+        "--config.seed=5",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy" not in done.stdout
+    assert "\nNo guarantee while the seed is known" in done.stdout
+    assert ", were the seed secret" in done.stdout
+    export = next(line for line in done.stdout.splitlines() if "bin/export.py" in line)
+    assert export.endswith("--research")
+    given = [f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'models'}"]
+    refused = run("export", *given)
+    assert refused.returncode == 2 and "say --research" in refused.stderr
+    assert not (tmp_path / "models").exists()
+    assert run("export", *given, "--research").returncode == 0
+    card = run("privacy", f"--card={tmp_path / 'models'}").stdout
+    assert card.startswith("# Privacy card\n\n**No guarantee while the seed is known")
 
 
 def test_another_keras_backend_is_refused():

@@ -5,9 +5,11 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
+from dpmix_tf import views
 from dpmix_tf.data import ArraySource, PoissonBatches
 from dpmix_tf.errors import DPMixError
-from tests.conftest import plan_for
+from dpmix_tf.training import DPMixModel
+from tests.conftest import plan_for, tiny_network
 
 
 def numbered(count):
@@ -106,6 +108,21 @@ def test_seeds_matter_and_the_default_is_fresh():
         for seed in (1, 2, None, None)
     ]
     assert len(set(draws)) == 4
+
+
+@pytest.mark.parametrize("seed", [-1, 2**128, 2**128 + 1, 1.0, "secret word"])
+def test_a_seed_that_is_none_is_refused_and_not_quoted(seed):
+    plan = plan_for(20)
+    for use in (
+        lambda: PoissonBatches(numbered(20), plan, seed=seed),
+        lambda: PoissonBatches(numbered(20), plan).starting_at(1, seed=seed),
+        lambda: DPMixModel(
+            tiny_network(), plan=plan, views=views.no_augmentation(), seed=seed
+        ),
+    ):
+        with pytest.raises(DPMixError, match="seed must be") as error:
+            use()
+        assert str(seed) not in str(error.value)
 
 
 def test_full_batches_hold_everyone():

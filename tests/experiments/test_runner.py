@@ -13,6 +13,7 @@ import pytest
 
 from dpmix_tf.experiments import Run, Study
 from dpmix_tf.experiments.runner import WORKER, _last_words
+from dpmix_tf.training import checkpoints
 from tests.conftest import ROOT
 from tests.experiments import tiny
 
@@ -50,7 +51,7 @@ def records(folder):
     return [json.loads(line) for line in lines]
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=600):
     for _ in range(seconds * 10):
         if condition():
             return
@@ -86,6 +87,8 @@ def test_arms_are_tuned_on_validation_trained_and_recorded(finished):
 def test_killed_twice_it_finds_what_an_uninterrupted_one_does(finished, tmp_path):
     whole, _ = finished
     folder = tmp_path / "x"
+    folder.mkdir()
+    shutil.copy(whole / "secret.json", folder)  # as to another machine
 
     def seen(part, count):
         return lambda: len(list(folder.glob(f"{part}/**/run/privacy.json"))) >= count
@@ -124,6 +127,31 @@ def test_a_run_whose_runner_was_killed_stops_by_itself(tmp_path):
         timeout=120,
     )
     assert done.returncode != 0
+
+
+@pytest.mark.slow
+def test_the_secret_is_in_no_file_but_its_own(finished):
+    """And seeds in checkpoints alone, the same in both arms."""
+    folder, done = finished
+    assert (folder / "secret.json").stat().st_mode & 0o077 == 0
+    key = json.loads((folder / "secret.json").read_text())["secret"]
+    seeds = {}
+    for path in folder.glob("runs/*/*/*/*/run/checkpoints"):
+        _, metadata = checkpoints.load_latest(path)
+        assert metadata["seed_origin"] == "shared"
+        seeds.setdefault(path.parts[-3], set()).add(metadata["seed"])
+    assert [len(same) for same in seeds.values()] == [1, 1] and len(seeds) == 2
+    hidden = [key, *(seed for same in seeds.values() for seed in same)]
+    hidden += [str(int(seed, 16)) for seed in hidden[1:]]
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    texts = [path.read_bytes() for path in files if path.name != "secret.json"]
+    texts = [data for data in texts if not data.startswith(b"PK")]  # checkpoints
+    assert len(texts) > 50
+    for text in [*texts, done.stdout.encode(), done.stderr.encode()]:
+        assert not any(word.encode() in text for word in hidden)
+    record = records(folder)[-1]
+    assert record["config"]["seed"] is None
+    assert "publish at most one of them" in record["plan"]["warning"]
 
 
 def test_failures_are_told_as_what_they_are(tmp_path):
@@ -177,6 +205,8 @@ def test_the_report_holds_every_figure_of_the_results(finished):
     assert all((folder / name).stat().st_size > 3000 for name in pictures)
     assert "mixed is " in text and "resolved." in text
     assert "| plain | 8 | " in text and "99.9 (.1)" in text  # published beside ours
+    assert "publish at most one: two together have none" in text
+    assert "not the validation examples" in text
     assert "Papernot" in text and "tensorflow 2" in text
     html = (folder / "report.html").read_text()
     assert html.count("data:image/png;base64,") == len(pictures)

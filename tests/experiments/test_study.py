@@ -5,6 +5,7 @@ import pytest
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.experiments import ARMS, Run, Study
+from dpmix_tf.experiments.study import exact
 from dpmix_tf.training.config import default_config
 from tests.conftest import ROOT
 from tests.experiments import tiny
@@ -28,7 +29,9 @@ def test_runs_are_paired_by_seed_and_tuned_by_arm_and_epsilon():
     others = study.test_runs("mixed", 8.0, trials[0].trial)
     assert not {run.name for run in tests} & {run.name for run in others}
     config = study.config_of(tests[0])
-    assert (config.seed, config.privacy.epsilon) == (1, 8.0)
+    assert (config.seed, config.privacy.epsilon) == (None, 8.0)  # a secret one
+    public = Study(tiny.get_config(), public_seeds=True).config_of(tests[0])
+    assert public.seed == 1
     assert (config.views.base, config.views.mixed) == (2, 1)
     assert config.optimizer.learning_rate == 1.0
 
@@ -84,6 +87,13 @@ def test_a_folder_takes_more_seeds_and_refuses_another_experiment(tmp_path):
     config.base.privacy.updates = 13
     with pytest.raises(DPMixError, match="base.privacy.updates: 12 there, 13 here"):
         Study(config).claim(tmp_path)
+
+
+def test_budgets_are_named_as_asked_for():
+    """Six digits would show 0.1 for more, and put both into one folder."""
+    run = Run("plain", 0.1000000001, 1, (), False)
+    assert run.name == "runs/plain/eps0.1000000001/seed1"
+    assert [exact(e) for e in (8, 0.5, 1e-7, 12.0)] == ["8", "0.5", "1e-07", "12"]
 
 
 def test_a_misspelt_field_is_the_arms_error():

@@ -1,10 +1,12 @@
 import dataclasses
 import json
+import math
 
 import pytest
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import Ledger, PrivacyPlan
+from dpmix_tf.privacy.plan import round_down, round_up
 from dpmix_tf.privacy.statement import state_guarantee
 
 GOOD = dict(
@@ -88,6 +90,11 @@ def test_an_epsilon_that_cannot_be_computed_is_no_guarantee():
     )
     assert plan.epsilon() == float("inf")
     assert "NO stated guarantee" in stated(plan)
+
+
+def test_a_lower_bound_is_never_rounded_up():
+    assert round_down(1.2349) == "1.234" and round_up(1.2341) == "1.235"
+    assert round_down(math.inf) == round_up(math.inf) == "inf"
 
 
 def test_the_statement_never_rounds_epsilon_down():

@@ -9,7 +9,6 @@ from dpmix_tf.training import Trainer, default_config
 
 def small_config():
     config = default_config()
-    config.seed = 0x1234_5678_9ABC_DEF0_0FED_CBA9_8765_4321
     config.data.name = "digits"
     config.network = {"name": "convnet", "widths": (8,), "groups": 4}
     config.views.base, config.views.mixed = 2, 1

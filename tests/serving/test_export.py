@@ -258,7 +258,8 @@ def test_the_card_says_what_was_spent(trained, exported):
     for name in ("epsilon", "delta", "noise_multiplier", "clip_norm", "updates"):
         assert card["privacy"][name] == spent[name]
     assert card["statement"] == spent["statement"]
-    assert card["privacy"]["seed_chosen_by_user"]
+    assert card["warning"] is None and card["privacy"]["seed_origin"] == "system"
+    assert not card["privacy"]["seed_chosen_by_user"]
     assert card["views"]["views_per_example"] == 3
     assert card["training_data"] == {"name": "digits", "num_examples": 1294}
     assert card["public_pool_sha256"] is None
@@ -290,6 +291,59 @@ def test_cards_that_are_none_are_refused(exported, tmp_path):
             privacy_card.read_card(path)
     with pytest.raises(DPMixError, match="Expected a model exported"):
         privacy_card.read_card(tmp_path)
+
+
+def with_seed(trained, folder, origin):
+    """A copy of a run whose seed came from elsewhere."""
+    shutil.copytree(trained, folder)
+    arrays, metadata = checkpoints.load_latest(folder / "checkpoints")
+    assert metadata["seed_origin"] == "system"
+    metadata["seed_origin"] = origin
+    checkpoints.save(folder / "checkpoints", arrays, metadata)
+    return folder
+
+
+def test_a_run_with_a_chosen_seed_is_exported_for_research_only(trained, tmp_path):
+    workdir = with_seed(trained, tmp_path / "run", "chosen")
+    for attempt in (
+        lambda: export.export_saved_model(workdir, tmp_path / "models"),
+        lambda: export.export_file(workdir, tmp_path / "x.keras"),
+    ):
+        with pytest.raises(DPMixError, match="No guarantee while the seed is known"):
+            attempt()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    export.export_file(workdir, tmp_path / "x.keras", research=True)
+    card = json.loads((tmp_path / "x.keras.privacy_card.json").read_text())
+    assert next(iter(card)) == "warning"
+    for text in (card["warning"], card["statement"]):
+        assert text.startswith("No guarantee while the seed is known")
+    assert card["privacy"]["epsilon"] is None  # for who reads nothing else
+    page = (tmp_path / "x.keras.privacy_card.md").read_text().splitlines()
+    assert page[:2] == ["# Privacy card", ""]
+    assert page[2].startswith("**No guarantee while the seed is known")
+    assert "| epsilon | none: no guarantee |" in page
+    # What says so is the run's checkpoint, not a configuration that can be edited.
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["seed"] is None
+
+
+def test_a_run_that_shares_its_seed_is_exported_with_that_word(trained, tmp_path):
+    workdir = with_seed(trained, tmp_path / "run", "shared")
+    export.export_file(workdir, tmp_path / "x.keras")
+    card = privacy_card.read_card(tmp_path / "x.keras.privacy_card.json")
+    assert "publish at most one of them" in card["warning"]
+    assert card["statement"].startswith(card["warning"])
+    assert card["privacy"]["epsilon"] is not None
+    page = privacy_card.to_markdown(card)
+    assert page.splitlines()[2] == f"**{card['warning']}**"
+    assert "| seed | secret, shared by the runs of an experiment |" in page
+
+
+def test_cards_from_before_warnings_are_still_read(exported):
+    card = privacy_card.read_card(exported)
+    del card["warning"], card["privacy"]["seed_origin"]
+    privacy_card.check_card(card, "an older card")
+    assert "| seed | from the operating system |" in privacy_card.to_markdown(card)
 
 
 def test_an_unfinished_run_is_exported_as_what_it_is(trained, tmp_path):

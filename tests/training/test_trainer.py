@@ -14,6 +14,7 @@ from dpmix_tf import files
 from dpmix_tf.data import ExampleSource
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import PrivacyPlan
+from dpmix_tf.privacy.ledger import SHARED_SEED
 from dpmix_tf.training import Trainer, checkpoints, default_config, restore_network
 from tests.conftest import train_command
 
@@ -73,6 +74,74 @@ def test_a_run_writes_what_it_did_and_spent(finished):
     assert list((workdir / "tensorboard").glob("events*"))
     names = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     assert names == ["update_000000006.npz", "update_000000008.npz"]
+
+
+def test_a_chosen_seed_is_told_before_all_else(finished):
+    spent = read(finished[0], "privacy.json")
+    assert next(iter(spent)) == "warning"
+    for text in (spent["warning"], spent["statement"]):
+        assert text.startswith("No guarantee while the seed is known")
+    assert spent["seed_origin"] == "chosen"
+
+
+def untrained(config, workdir, **settings):
+    """Writes what a run does, but for its updates."""
+    trainer = Trainer(config, workdir, **settings)
+    trainer._checkpoint()
+    trainer.workdir.write_privacy(trainer.model)
+    trainer._close()
+
+
+def test_a_shared_seed_is_told_kept_and_never_written_but_to_checkpoints(tmp_path):
+    config = small_config(updates=2)
+    config.seed = None
+    shared = 0xFEDC_BA98_7654_3210_0123_4567_89AB_CDEF
+    untrained(config, tmp_path, shared_seed=shared)
+    # A resumed run takes it from there.
+    resumed = Trainer(config, tmp_path)
+    assert resumed._seed == shared
+    assert SHARED_SEED in resumed.model.ledger.conditions
+    spent = read(tmp_path, "privacy.json")
+    assert spent["seed_origin"] == "shared" and not spent["seed_chosen_by_user"]
+    assert "publish at most one of them" in spent["warning"]
+    assert spent["statement"].startswith(spent["warning"])
+    _, metadata = restore_network(tmp_path)
+    assert metadata["seed_origin"] == "shared" and "seed" not in metadata
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and path.parent.name != "checkpoints":
+            data = path.read_bytes()
+            assert (
+                f"{shared:x}".encode() not in data and str(shared).encode() not in data
+            )
+
+
+def test_a_run_with_a_seed_from_the_operating_system_needs_no_warning(tmp_path):
+    config = small_config(updates=2)
+    config.seed = None
+    untrained(config, tmp_path)
+    spent = read(tmp_path, "privacy.json")
+    assert spent["warning"] is None and spent["seed_origin"] == "system"
+    assert spent["statement"].startswith("Guarantee")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**128, 2**128 + 1])
+def test_a_seed_out_of_range_is_refused_before_anything_is_written(tmp_path, seed):
+    """They used to wrap around: minus one became the largest of all."""
+    config = small_config()
+    config.seed = seed
+    with pytest.raises(DPMixError, match="seed must be in") as error:
+        Trainer(config, tmp_path / "run")
+    assert str(seed) not in str(error.value)
+    config.seed = None
+    with pytest.raises(DPMixError, match="seed must be in"):
+        Trainer(config, tmp_path / "run", shared_seed=seed)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_has_one_seed(tmp_path):
+    with pytest.raises(DPMixError, match="Leave config.seed out"):
+        Trainer(small_config(), tmp_path / "run", shared_seed=7)
+    assert not (tmp_path / "run").exists()
 
 
 def test_nothing_private_is_in_the_metrics(finished):

@@ -1,0 +1,125 @@
+"""Exhibits: an experiment whose runs' noise can be told from what is published."""
+
+import contextlib
+import re
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+
+from configs import digits
+from dpmix_tf.experiments import (
+    Runner,
+    Study,
+    default_experiment,
+    runner,
+    secret,
+    worker,
+)
+from dpmix_tf.experiments.secret import Secret
+from dpmix_tf.privacy import PrivacyPlan
+from dpmix_tf.privacy.mechanism import GaussianMechanism
+from dpmix_tf.training import restore_network
+from tests.museum.exhibits import Exhibit
+
+TRIED = 1_000  # seeds 0, 1, ... are tried
+
+
+class _InThisProcess:
+    """Stands in for the process of a run, so that a fault put in here is in it too."""
+
+    def __init__(self, arguments, **_):
+        worker.train(Path(arguments[3]))
+        self.returncode = 0
+
+    def poll(self):
+        return self.returncode
+
+
+def _study():
+    """One run of one update, after which the weights are little but its noise."""
+    base = digits.get_config()
+    base.network.update(widths=(8,), groups=4)
+    base.views.base, base.views.mixed = 1, 0
+    base.privacy.update(updates=1, expected_batch_size=4, accountant="rdp")
+    base.optimizer.learning_rate = 100.0
+    config = default_experiment(base, {"plain": {}})
+    config.seeds = 1
+    return Study(config)
+
+
+def _revealed(root):
+    """Numbers and keys in all files that others may read."""
+    words = set()
+    for path in root.rglob("*"):
+        if path.is_file() and path.stat().st_mode & 0o044:
+            words |= set(re.findall(rb"[0-9a-fA-F]{1,64}", path.read_bytes()))
+    texts = [word.decode() for word in words]
+    numbers = {int(text) for text in texts if text.isdecimal()}
+    return numbers | {int(text, 16) for text in texts if len(text) >= 8}
+
+
+def _guesses(root):
+    """Seeds that who reads the files would try: numbers, and what follows from them."""
+    numbers = _revealed(root) | set(range(TRIED))
+    yield from (number for number in numbers if number < 2**128)
+    for number in numbers:
+        key = number.to_bytes(32, "big")  # at most 64 hexadecimal digits
+        yield Secret(key).seed("test", 1)
+
+
+def guessed():
+    """How alike a run's weights and the noise of any guessed seed are."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(runner, "subprocess", mock.Mock(Popen=_InThisProcess)),
+    ):
+        root = Path(folder) / "x"
+        (record,) = Runner(_study(), root).run()
+        assert record["status"] == "done", record
+        (workdir,) = root.glob("runs/*/*/*/run")
+        network, metadata = restore_network(workdir, weights="raw")
+        guesses = set(_guesses(root))
+    weights = [v.numpy() for v in network.trainable_variables]
+    mechanism = GaussianMechanism(PrivacyPlan(**metadata["plan"]), seed=0)
+    nothing = [tf.zeros(part.shape) for part in weights]
+
+    @tf.function
+    def noise():
+        noisy = mechanism.noisy_mean(nothing, tf.constant(0, tf.int64))
+        return tf.concat([tf.reshape(part, [-1]) for part in noisy], 0)
+
+    moved = np.concatenate([part.ravel() for part in weights])
+    best = 0.0
+    for guess in guesses:
+        mechanism.reseed(guess)
+        best = max(best, -float(np.corrcoef(noise().numpy(), moved)[0, 1]))
+    saw = f"of {len(guesses):,} guessed seeds the best one's noise correlates by "
+    return best > 0.5, saw + f"{best:.2f}"
+
+
+def numbers_for_seeds():
+    """A run's seed is its number in results.jsonl."""
+    return mock.patch.object(Secret, "seed", lambda self, purpose, number: number)
+
+
+def drawn_from_the_title():
+    """Every experiment's secret is the same one."""
+    return mock.patch.object(secret.secrets, "token_hex", lambda count: "00" * count)
+
+
+@contextlib.contextmanager
+def secret_told():
+    """The secret itself stands where its fingerprint belongs."""
+    told = property(lambda self: self.key.hex())
+    with mock.patch.object(Secret, "fingerprint", told):
+        yield
+
+
+EXHIBITS = [
+    Exhibit("an experiment's seeds are 1, 2, 3, ...", numbers_for_seeds, guessed),
+    Exhibit("every experiment has one secret", drawn_from_the_title, guessed),
+    Exhibit("an experiment's secret beside its results", secret_told, guessed),
+]
