@@ -19,7 +19,9 @@ from pathlib import Path
 from absl import flags
 
 from dpmix_tf.cli import common
+from dpmix_tf.cli.startup import start_tensorflow
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import local_path
 from dpmix_tf.images import image_files, read_image
 from dpmix_tf.serving.client import Answer, connect
 
@@ -58,7 +60,7 @@ def _main(argv: list[str]) -> None:
         raise DPMixError("Give either --workdir or --server. See --help.")
     if _REPEAT.value and _SERVER.value is None:
         raise DPMixError("--repeat is a load check of a server: give --server.")
-    paths = [path for name in argv for path in image_files(Path(name))]
+    paths = [path for name in argv for path in image_files(local_path(name))]
     if not paths:
         raise DPMixError("No images: name JPEG or PNG files, or folders of them.")
     classify = _local() if _SERVER.value is None else _remote()
@@ -91,6 +93,7 @@ def _main(argv: list[str]) -> None:
 
 def _local() -> Callable[[Path], Answer]:
     """Classifies with a run's newest checkpoint, here."""
+    start_tensorflow()
     import numpy as np
 
     from dpmix_tf.serving.signatures import probabilities_of

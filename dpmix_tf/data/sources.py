@@ -12,6 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import local_path
 from dpmix_tf.images import (
     IMAGE_SUFFIXES,
     class_folders,
@@ -199,7 +200,7 @@ class ImageFolderSource(_DecodedSource):
         image_shape: tuple[int, int, int],
         class_names: Sequence[str] | None = None,
     ):
-        folder = Path(folder)
+        folder = local_path(folder, "The image folder")
         if not folder.is_dir():
             raise DPMixError(
                 f"Image folder not found: {folder}. Expected one subfolder of images a "

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.models.data_format import require_channels_last
 from dpmix_tf.models.structure import split_frozen_front
 
 _INSTEAD = {
@@ -34,6 +35,7 @@ def validate_network(network: keras.Model) -> None:
     Raises:
       DPMixError: names the layer and what to use instead.
     """
+    require_channels_last()
     for layer in network._flatten_layers():
         kind = type(layer).__name__
         frozen = kind == "BatchNormalization" and not layer.trainable
