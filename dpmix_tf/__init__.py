@@ -23,8 +23,8 @@ if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
 
 if os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true"):
     raise ImportError(
-        "dpmix_tf needs Keras 3; TF_USE_LEGACY_KERAS asks TensorFlow for Keras 2. Unset "
-        "it before Python starts."
+        "dpmix_tf needs Keras 3; TF_USE_LEGACY_KERAS asks TensorFlow for Keras 2. "
+        "Unset it before Python starts."
     )
 
 if TYPE_CHECKING:

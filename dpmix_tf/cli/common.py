@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dpmix_tf.cli.startup import start_tensorflow
+from dpmix_tf.cli.startup import ours_or_serious, start_tensorflow
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path
 
@@ -59,6 +59,7 @@ def run(main: Callable[[list[str]], None], module: ModuleType | object) -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
 
+    logging.get_absl_handler().addFilter(ours_or_serious)
     try:
         app.run(guarded, flags_parser=_parse)
     except KeyboardInterrupt as stop:  # also while flags are parsed

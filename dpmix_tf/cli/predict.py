@@ -60,7 +60,8 @@ def _main(argv: list[str]) -> None:
         raise DPMixError("Give either --workdir or --server. See --help.")
     if _REPEAT.value and _SERVER.value is None:
         raise DPMixError("--repeat is a load check of a server: give --server.")
-    paths = [path for name in argv for path in image_files(local_path(name))]
+    given = [local_path(name, "An image") for name in argv]
+    paths = [path for name in given for path in image_files(name)]
     if not paths:
         raise DPMixError("No images: name JPEG or PNG files, or folders of them.")
     classify = _local() if _SERVER.value is None else _remote()

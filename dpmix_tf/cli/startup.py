@@ -1,10 +1,20 @@
-"""TensorFlow's start, with its notices kept off the screen until it fails."""
+"""TensorFlow's notices, kept off the screen until something fails."""
 
+import logging
 import os
 import signal
 import sys
 import tempfile
 from pathlib import Path
+
+_PACKAGE = Path(__file__).parents[1]
+_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def ours_or_serious(record: logging.LogRecord) -> bool:
+    """Whether a log line is ours, or a warning of TensorFlow's or another package's."""
+    ours = Path(record.pathname).is_relative_to(_PACKAGE)
+    return ours or record.levelno >= logging.WARNING or _everything_wanted()
 
 
 def start_tensorflow() -> None:
@@ -16,8 +26,7 @@ def start_tensorflow() -> None:
     and if the machine has an NVIDIA GPU that TensorFlow does not find.
     TF_CPP_MIN_LOG_LEVEL=0 in the environment shows everything, at once.
     """
-    shown = os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0" or sys.stderr is None
-    if shown or "tensorflow" in sys.modules:
+    if _everything_wanted() or sys.stderr is None or "tensorflow" in sys.modules:
         return
     sys.stderr.flush()
     screen = os.dup(2)
@@ -61,6 +70,10 @@ def _show_unless_told(reading: int, held: int, screen: int) -> None:
         os._exit(0)
 
 
+def _everything_wanted() -> bool:
+    return os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0"
+
+
 def _has_gpu() -> bool:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return Path("/proc/driver/nvidia/version").exists() and not hidden
+    return _DRIVER.exists() and not hidden

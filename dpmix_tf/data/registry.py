@@ -167,7 +167,7 @@ def describe_dataset(
     if name not in DATASETS or folder is None or not folder.is_dir():
         raise DPMixError(
             f"Cannot tell the classes of data.name={name!r} in data.data_dir="
-            f"{data_dir}: expected one of {', '.join(DATASETS)}, the last "
+            f"{folder}: expected one of {', '.join(DATASETS)}, the last "
             "two with their folder."
         )
     folder = folder / "train" if (folder / "train").is_dir() else folder

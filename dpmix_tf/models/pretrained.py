@@ -313,8 +313,7 @@ def weights_digest(
         return digest(file)
     raise DPMixError(
         f"network.encoder must be one of {', '.join(ENCODERS)}, or the path of a "
-        f".keras file or of a SavedModel; received: {encoder!r}, and there is no such "
-        "file."
+        f".keras file or of a SavedModel; received: {encoder!r} (no such file: {file})."
     )
 
 

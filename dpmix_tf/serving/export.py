@@ -61,13 +61,13 @@ def export_saved_model(
       DPMixError: no run; the version is taken; the disk is full; or the exported model
         answers differently from the one in memory.
     """
+    output = local_path(output, "The output")
     network, metadata, card = _restore(workdir, weights, data_name)
     for name in metadata["class_names"]:
         if not name or name != name.strip() or "\n" in name:
             raise DPMixError(
                 f"The class name {name!r} cannot be a line of a file. Rename it."
             )
-    output = local_path(output, "The output")
     folder = output.parent if output.name.isdecimal() else output
     with _alone_in(folder):
         taken = exported_versions(folder)
