@@ -6,13 +6,25 @@ that commands which only do arithmetic need not wait for TensorFlow.
 
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING
 
+if sys.platform == "win32":
+    raise ImportError(
+        "dpmix_tf runs on Linux and macOS: it locks folders and keeps secrets by modes "
+        "that Windows does not have. On Windows, use it inside WSL 2."
+    )
 if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
     raise ImportError(
         "dpmix_tf needs Keras on TensorFlow; KERAS_BACKEND is "
         f"{os.environ['KERAS_BACKEND']!r} here. Unset it, or set it to 'tensorflow', "
         "before Python starts."
+    )
+
+if os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true"):
+    raise ImportError(
+        "dpmix_tf needs Keras 3; TF_USE_LEGACY_KERAS asks TensorFlow for Keras 2. "
+        "Unset it before Python starts."
     )
 
 if TYPE_CHECKING:

@@ -1,17 +1,105 @@
-"""Files that are either whole or not there."""
+"""Paths as users give them, locks, and files that are either whole or not there."""
 
 import contextlib
 import errno
+import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from dpmix_tf.errors import DPMixError
 
 TEMPORARY = ".dpmix_tf_"  # how the names of folders that are being written begin
+
+# gs://bucket, s3://..., https://...; pathlib makes one slash of two.
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+# What fsync answers where a file system cannot sync (folders, on some FUSE and network
+# file systems). Its renames are atomic all the same; what a power failure undoes is
+# the file system's to say.
+_CANNOT_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+def is_remote(value: str | os.PathLike[str]) -> bool:
+    """Whether a path is an address such as gs://bucket/folder."""
+    return _REMOTE.match(os.fspath(value)) is not None
+
+
+def local_path(value: str | os.PathLike[str], what: str = "The path") -> Path:
+    """Returns the local path that a user gave; every such path comes in by this door.
+
+    Args:
+      value: a path; a leading `~` or `~user` is that user's home folder.
+      what: what the path is for, to begin an error with: "--workdir".
+
+    Returns:
+      The path, relative where `value` is. Passing it in again returns it unchanged.
+
+    Raises:
+      DPMixError: no path, an empty one, one of an unknown user, or a remote address.
+    """
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
+        raise DPMixError(f"{what} must be the path of a file or folder: {value!r}.")
+    if is_remote(text):
+        raise DPMixError(
+            f"{what} is a remote address: {text}. dpmix_tf reads and writes local "
+            "files only: what keeps a run's secrets, owner-only modes and locks, does "
+            "not exist there. Give a local path; copy inputs to it first, and publish "
+            "results from it afterwards."
+        )
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise DPMixError(
+            f"{what} begins with the home folder of a user who does not exist: {text}. "
+            f"For a file of that name, write ./{text}."
+        )
+    path = Path(expanded)
+    # "./~x" and "./gs:/x" lose their dot in a Path, and would be read otherwise when
+    # they come here again.
+    again = str(path)
+    return path.absolute() if again.startswith("~") or is_remote(again) else path
+
+
+def lock_file(path: Path, *, wait: bool) -> TextIO:
+    """Opens a file, made if missing, that one process at a time may hold.
+
+    Args:
+      path: the file; its folder must exist.
+      wait: for as long as another process holds it.
+
+    Returns:
+      The open file. Closing it, or the end of the process, gives the lock back.
+
+    Raises:
+      BlockingIOError: another process holds it, and `wait` is False.
+      DPMixError: the file cannot be written, or its file system has no locks.
+    """
+    try:
+        file = open(path, "w")  # noqa: SIM115, held open
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.close()
+        raise
+    except OSError as error:
+        file.close()
+        raise DPMixError(
+            f"The file system of {path.parent} has no file locks (flock: "
+            f"{error.strerror}). Without one, two processes could write there at once, "
+            "and two runs of one seed would share their noise. Choose a folder on "
+            "another disk, such as a local one."
+        ) from error
+    except BaseException:  # stopped while waiting
+        file.close()
+        raise
+    return file
 
 
 def write_atomic(
@@ -29,7 +117,7 @@ def write_atomic(
     Raises:
       DPMixError: the disk is full, or the folder cannot be written to.
     """
-    path = Path(path)
+    path = local_path(path)
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(
@@ -38,17 +126,17 @@ def write_atomic(
         with os.fdopen(handle, "wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         if not private:
             os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
+        _sync_path(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
-    _sync(path.parent)
 
 
 def write_folder_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -61,14 +149,14 @@ def write_folder_atomic(path: str | Path, write: Callable[[Path], object]) -> No
     Raises:
       DPMixError: the disk is full, or the folder cannot be written to.
     """
-    path = Path(path)
+    path = local_path(path)
     with temporary_folder(path) as temporary:
         write(temporary)
         for entry in (temporary, *temporary.rglob("*")):
             os.chmod(entry, (0o777 if entry.is_dir() else 0o666) & ~_umask())
-            _sync(entry)
+            _sync_path(entry)
         os.rename(temporary, path)
-    _sync(path.parent)
+        _sync_path(path.parent)
 
 
 @contextlib.contextmanager
@@ -103,13 +191,25 @@ def cannot_write(path: Path, error: OSError) -> DPMixError:
     )
 
 
-def _sync(path: Path) -> None:
-    """Makes sure that a power failure does not undo what was written."""
+def _sync_path(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        _sync(handle)
     finally:
         os.close(handle)
+
+
+def _sync(handle: int) -> None:
+    """Makes sure that a power failure does not undo what was written.
+
+    Raises:
+      OSError: the disk failed, or is full.
+    """
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:

@@ -101,7 +101,7 @@ def find_images(folder: Path, *, deep: bool = True) -> Found:
             if _is_litter(name):
                 skipped["hidden or system files"] += 1
             elif suffix in IMAGE_SUFFIXES:
-                files.append(Path(place, name))
+                files.append(Path(place) / name)
             else:
                 skipped[f"{suffix} files" if suffix else "files without a suffix"] += 1
         if not deep:

@@ -7,6 +7,7 @@ import h5py
 import keras
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import local_path
 
 
 def digest(path: str | Path) -> str:
@@ -15,7 +16,7 @@ def digest(path: str | Path) -> str:
     Raises:
       DPMixError: there is no such file or folder.
     """
-    path = Path(path)
+    path = local_path(path, "The path of the weights")
     if not path.is_dir():
         return _file_digest(path)
     names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*"))
@@ -41,6 +42,7 @@ def load_weights(model: keras.Model, path: str | Path) -> None:
     Raises:
       DPMixError: the file is cut short, no H5, or of another model.
     """
+    path = local_path(path, "The path of the weights")
     if not h5py.is_hdf5(path):
         raise DPMixError(
             f"{path} is not an H5 file: missing, half downloaded, or something else. "

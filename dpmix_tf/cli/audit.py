@@ -10,12 +10,13 @@ examples from its test examples.
 
 import json
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from dpmix_tf.cli import common
+from dpmix_tf.cli.startup import start_tensorflow
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import local_path, write_text_atomic
 
 _CONFIG = common.define_config()
 _WORKDIR = common.define_workdir("Folder for audit.json and roc.png. Made if missing.")
@@ -40,11 +41,11 @@ def _main(argv: list[str]) -> None:
     common.require(workdir=_WORKDIR.value)
     if _CONFIG.value is None and _TRAINED.value is None:
         raise DPMixError("--config or --trained is missing. See --help.")
+    start_tensorflow()
     from dpmix_tf import auditing
-    from dpmix_tf.files import write_text_atomic
     from dpmix_tf.privacy.plan import round_down
 
-    workdir = Path(_WORKDIR.value)
+    workdir = local_path(_WORKDIR.value, "--workdir")
     try:  # before anything is trained
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,16 +1,20 @@
 """What the commands share: flags in --help, and errors a user can act on."""
 
+import contextlib
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from dpmix_tf.cli import optional
 from dpmix_tf.cli.networks import switch_network
+from dpmix_tf.cli.startup import ours_or_serious, start_tensorflow
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import local_path
 
 
 def define_config() -> flags.FlagHolder:
@@ -62,30 +66,35 @@ def run(main: Callable[[list[str]], None], module: ModuleType | object) -> None:
         except DPMixError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
-        except KeyboardInterrupt as stop:
-            print(f"\n{str(stop) or 'Interrupted.'}", file=sys.stderr)
-            sys.exit(130)
 
-    app.run(guarded, flags_parser=_parse)
+    logging.get_absl_handler().addFilter(ours_or_serious)
+    try:
+        app.run(guarded, flags_parser=_parse)
+    except KeyboardInterrupt as stop:  # also while flags are parsed
+        print(f"\n{str(stop) or 'Interrupted.'}", file=sys.stderr)
+        sys.exit(130)
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parses flags; ml_collections reports a mistyped field as a bare exception."""
+    """Parses flags, and runs the configuration file."""
     argv = _joined(argv)
     fields = [part for part in argv[1:] if part.startswith("--config")]
-    try:
-        for field in fields:
-            name, _, path = field.partition("=")
-            path = path.split(":")[0]  # configs/pools.py:eurosat
-            if name == "--config" and not Path(path).is_file():
-                raise FileNotFoundError(f"there is no file {path}")
-            if name == "--config":  # lets it say `from configs import digits`
-                # The file lies in configs/ or in a folder below.
-                sys.path += map(str, Path(path).resolve().parents[1:3])
+    with _refusals_explained(fields):
+        argv = [_with_config_file(part) for part in argv]
+    if fields:
+        start_tensorflow()  # configuration files import dpmix_tf
+    with _refusals_explained(fields):
         rest = app.parse_flags_with_usage(argv)
         if "config" in flags.FLAGS:
             optional.refuse_none(flags.FLAGS["config"])
         return rest
+
+
+@contextlib.contextmanager
+def _refusals_explained(fields: list[str]) -> Iterator[None]:
+    """Says why --config was refused; ml_collections does so by any bare exception."""
+    try:
+        yield
     except (
         AttributeError,
         ImportError,
@@ -97,11 +106,29 @@ def _parse(argv: list[str]) -> list[str]:
         text = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")
         print(
             f"error: the configuration is not accepted: {text}\n"
-            f"It was given by: {' '.join(f for f in fields if '.seed' not in f)}\n"
+            f"It was given by: {shlex.join(f for f in fields if '.seed' not in f)}\n"
             "Fields and their defaults are in dpmix_tf/training/config.py.",
             file=sys.stderr,
         )
         sys.exit(2)
+
+
+def _with_config_file(part: str) -> str:
+    """Expands `~` in --config=~/x.py; what the file imports can be found from then on.
+
+    Raises:
+      OSError: there is no such file.
+    """
+    flag, _, value = part.partition("=")
+    if flag != "--config":
+        return part
+    given = str(local_path(value, "--config"))
+    file = Path(given.partition(":")[0])  # configs/pools.py:eurosat
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    # Lets it say `from configs import digits`; it lies in configs/ or a folder below.
+    sys.path += map(str, file.resolve().parents[1:3])
+    return f"{flag}={given}"
 
 
 def _joined(argv: list[str]) -> list[str]:

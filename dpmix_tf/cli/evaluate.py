@@ -5,11 +5,11 @@ python bin/evaluate.py --workdir=runs/digits
 
 import json
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from dpmix_tf.cli import common
+from dpmix_tf.cli.startup import start_tensorflow
 from dpmix_tf.errors import DPMixError
 
 _WORKDIR = common.define_workdir("The --workdir of a training run.")
@@ -21,16 +21,16 @@ _DATA_DIR = flags.DEFINE_string(
 
 def _main(argv: list[str]) -> None:
     common.require(workdir=_WORKDIR.value)
+    start_tensorflow()
     from dpmix_tf.training.evaluation import make_predict, measure_accuracy
     from dpmix_tf.training.restore import restore_data, restore_network
 
-    workdir = Path(_WORKDIR.value)
     result: dict[str, object] = {"split": _SPLIT.value}
     source = None
     for weights in ("raw", "ema"):
-        network, metadata = restore_network(workdir, weights=weights)
+        network, metadata = restore_network(_WORKDIR.value, weights=weights)
         if source is None:
-            dataset = restore_data(workdir, metadata, data_dir=_DATA_DIR.value)
+            dataset = restore_data(_WORKDIR.value, metadata, data_dir=_DATA_DIR.value)
             source = getattr(dataset, _SPLIT.value)
             if source is None:
                 raise DPMixError(

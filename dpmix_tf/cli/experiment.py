@@ -18,7 +18,6 @@ At the end put the folders together, secret.json too, and run it once more witho
 """
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
@@ -57,8 +56,7 @@ def _main(argv: list[str]) -> None:
     except ValueError as error:
         raise DPMixError(f"--shard takes i/n, as 1/4: {_SHARD.value!r}.") from error
     study = Study(_CONFIG.value, arms=_ARMS.value, public_seeds=_PUBLIC_SEEDS.value)
-    root = Path(_WORKDIR.value)
-    records = Runner(study, root, jobs=_JOBS.value, shard=shard).run()
+    records = Runner(study, _WORKDIR.value, jobs=_JOBS.value, shard=shard).run()
     failed = [record for record in records if record["status"] == "failed"]
     for record in failed:
         print(
@@ -67,7 +65,7 @@ def _main(argv: list[str]) -> None:
             file=sys.stderr,
         )
     if len(failed) < len(records):
-        print(f"Written: {write_report(study, records, root)}")
+        print(f"Written: {write_report(study, records, _WORKDIR.value)}")
     if failed:
         sys.exit(1)
 

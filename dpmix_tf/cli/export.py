@@ -12,12 +12,14 @@ A run with a chosen seed (config.seed) has no guarantee: it is exported only wit
 --research, and its card begins with a warning.
 """
 
+import shlex
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from dpmix_tf.cli import common
+from dpmix_tf.cli.startup import start_tensorflow
+from dpmix_tf.files import local_path
 
 _WORKDIR = common.define_workdir("The --workdir of a training run, finished or not.")
 _OUTPUT = flags.DEFINE_string(
@@ -36,19 +38,22 @@ _RESEARCH = flags.DEFINE_bool(
 
 def _main(argv: list[str]) -> None:
     common.require(workdir=_WORKDIR.value, output=_OUTPUT.value)
+    start_tensorflow()
     from dpmix_tf.serving.export import export_file, export_saved_model
 
-    export = export_file if Path(_OUTPUT.value).suffix else export_saved_model
+    output = local_path(_OUTPUT.value, "--output")
+    export = export_file if output.suffix else export_saved_model
     exported = export(
         _WORKDIR.value,
-        _OUTPUT.value,
+        output,
         weights=_WEIGHTS.value,
         data_name=_DATA_NAME.value,
         research=_RESEARCH.value,
     )
     print(f"Exported, read back and compared: {exported}")
     if exported.is_dir():
-        print(f"Its privacy card: python bin/privacy.py --card={exported}")
+        card = shlex.quote(f"--card={exported}")
+        print(f"Its privacy card: python bin/privacy.py {card}")
     else:
         print(f"Its privacy card: {exported}.privacy_card.md")
 

@@ -16,6 +16,7 @@ from absl import flags
 
 from dpmix_tf.cli import common
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import local_path
 
 _CONFIG = common.define_config()
 _SHARD = flags.DEFINE_string(
@@ -41,7 +42,7 @@ def _main(argv: list[str]) -> None:
     data = _CONFIG.value.data.to_dict()
     if settings["path"] is None:
         raise DPMixError("Where to? Set it with --config.pool.path=FOLDER.")
-    folder = Path(settings["path"])
+    folder = local_path(settings["path"], "pool.path")
     if _MERGE.value:
         maintenance.merge(_MERGE.value, folder)
         return _report(folder)

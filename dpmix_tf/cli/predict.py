@@ -19,7 +19,9 @@ from pathlib import Path
 from absl import flags
 
 from dpmix_tf.cli import common
+from dpmix_tf.cli.startup import start_tensorflow
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import local_path
 from dpmix_tf.images import image_files, read_image
 from dpmix_tf.serving.client import Answer, connect
 
@@ -58,7 +60,8 @@ def _main(argv: list[str]) -> None:
         raise DPMixError("Give either --workdir or --server. See --help.")
     if _REPEAT.value and _SERVER.value is None:
         raise DPMixError("--repeat is a load check of a server: give --server.")
-    paths = [path for name in argv for path in image_files(Path(name))]
+    given = [local_path(name, "An image") for name in argv]
+    paths = [path for name in given for path in image_files(name)]
     if not paths:
         raise DPMixError("No images: name image files, or folders of them.")
     classify = _local() if _SERVER.value is None else _remote()
@@ -91,6 +94,7 @@ def _main(argv: list[str]) -> None:
 
 def _local() -> Callable[[Path], Answer]:
     """Classifies with a run's newest checkpoint, here."""
+    start_tensorflow()
     import numpy as np
 
     from dpmix_tf.serving.signatures import probabilities_of

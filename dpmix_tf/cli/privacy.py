@@ -14,6 +14,7 @@ import warnings
 from absl import flags
 
 from dpmix_tf.cli import common
+from dpmix_tf.cli.startup import start_tensorflow
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_atomic
 from dpmix_tf.privacy import Ledger, PrivacyPlan, accounting
@@ -71,6 +72,7 @@ def _main(argv: list[str]) -> None:
 
 
 def _print_card(path: str) -> None:
+    start_tensorflow()
     from dpmix_tf.serving.privacy_card import read_card, to_markdown
 
     card = read_card(path)

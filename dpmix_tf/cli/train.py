@@ -14,12 +14,13 @@ documents it; the first worker writes --workdir:
 """
 
 import json
+import shlex
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from dpmix_tf.cli import common
+from dpmix_tf.files import local_path
 
 _CONFIG = common.define_config()
 _WORKDIR = common.define_workdir(
@@ -46,7 +47,7 @@ def _main(argv: list[str]) -> None:
     if not trainer.is_chief:
         print("Finished; the first worker has written the results.")
         return
-    workdir = Path(_WORKDIR.value)
+    workdir = local_path(_WORKDIR.value)
     spent = json.loads((workdir / "privacy.json").read_text())
     print(f"\n{spent['statement']}\n")
     if spent["epsilon"] is not None:
@@ -64,13 +65,12 @@ def _main(argv: list[str]) -> None:
     print("  checkpoints/   SECRET: the seed    tensorboard/   the same as curves")
     print("  config.json    SECRET where it sets the seed")
     print("Next:")
-    print(f"  python bin/evaluate.py --workdir={workdir}")
-    print(f"  python bin/predict.py --workdir={workdir} image.png ...")
+    here = shlex.quote(f"--workdir={workdir}")
+    output = shlex.quote(f"--output=models/{workdir.absolute().name.replace('.', '_')}")
+    print(f"  python bin/evaluate.py {here}")
+    print(f"  python bin/predict.py {here} image.png ...")
     research = " --research" if spent["seed_chosen_by_user"] else ""
-    print(
-        f"  python bin/export.py --workdir={workdir} --output=models/{workdir.name}"
-        f"{research}"
-    )
+    print(f"  python bin/export.py {here} {output}{research}")
 
 
 def main() -> None:

@@ -122,7 +122,8 @@ def _stamp(path: str) -> list[int]:
 def _read(path: str) -> Content | str:
     """What a file holds, or what is wrong with it."""
     try:
-        data = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            data = file.read()
         return Content(hashlib.sha256(data).hexdigest(), *image_size(path, data))
     except OSError as error:
         return f"Unreadable image: {path} ({error.strerror}). Replace or remove it."

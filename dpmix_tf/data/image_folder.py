@@ -10,6 +10,7 @@ import numpy as np
 from dpmix_tf.data.file_index import FileIndex
 from dpmix_tf.data.sources import DecodedSource, Examined, digest, some_of
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import local_path
 from dpmix_tf.images import (
     IMAGE_SUFFIXES,
     INDEX,
@@ -105,7 +106,7 @@ class ImageFolderSource(DecodedSource):
         image_shape: tuple[int, int, int],
         class_names: Sequence[str] | None = None,
     ):
-        folder = Path(folder)
+        folder = local_path(folder, "The image folder")
         _refuse_missing(folder)
         subfolders = class_folders(folder)
         found = {name: find_images(folder / name) for name in subfolders}

@@ -3,8 +3,8 @@
 import dataclasses
 import hashlib
 import os
+import shlex
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -12,6 +12,7 @@ from PIL import Image
 from dpmix_tf.data.image_folder import ImageFolderSource, find_parts
 from dpmix_tf.data.sources import ArraySource, ExampleSource, TfdsSource
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import is_remote, local_path
 from dpmix_tf.images import class_folders, fit_image
 
 
@@ -170,17 +171,17 @@ def describe_dataset(
     if name in _TFDS:
         import tensorflow_datasets as tfds  # costs seconds to import
 
-        builder = tfds.builder(_TFDS[name].name, data_dir=data_dir)
+        builder = tfds.builder(_TFDS[name].name, data_dir=_tfds_dir(data_dir))
         height, width, depth = _TFDS[name].image_shape
         shape = (image_size or height, image_size or width, depth)
         return tuple(builder.info.features["label"].names), shape
-    if name not in DATASETS or not data_dir or not Path(data_dir).is_dir():
+    folder = local_path(data_dir, "data.data_dir") if data_dir else None
+    if name not in DATASETS or folder is None or not folder.is_dir():
         raise DPMixError(
             f"Cannot tell the classes of data.name={name!r} in data.data_dir="
-            f"{data_dir}: expected one of {', '.join(DATASETS)}, the last "
+            f"{folder}: expected one of {', '.join(DATASETS)}, the last "
             "two with their folder."
         )
-    folder = Path(data_dir)
     folder = find_parts(folder).get("train", folder)
     side = image_size or 224
     return class_folders(folder), (side, side, channels or 3)
@@ -247,7 +248,7 @@ def _folder(
             f"data.name={name!r} needs data.data_dir: a folder with one subfolder of "
             "images per class, or with train/ and test/ that hold such subfolders."
         )
-    folder = Path(data_dir)
+    folder = local_path(data_dir, "data.data_dir")
     parts = find_parts(folder)
     train = ImageFolderSource(parts.get("train", folder), shape)
     others = {
@@ -270,7 +271,7 @@ def _tfds(
 ) -> tuple[ExampleSource, ExampleSource]:
     import tensorflow_datasets as tfds  # costs seconds to import
 
-    builder = tfds.builder(wanted.name, data_dir=data_dir)
+    builder = tfds.builder(wanted.name, data_dir=_tfds_dir(data_dir))
     if not builder.is_prepared():
         _prepare(builder, wanted.name, download)
     height, width, channels = wanted.image_shape
@@ -283,8 +284,16 @@ def _tfds(
     return train_part, test_part
 
 
+def _tfds_dir(data_dir: str | None) -> str | None:
+    """TFDS reads remote stores too, and for it alone that is all right."""
+    if data_dir is None or is_remote(data_dir):
+        return data_dir
+    return str(local_path(data_dir, "data.data_dir"))
+
+
 def _prepare(builder, name: str, download: bool) -> None:
-    command = f"tfds build {name} --data_dir={builder.data_dir_root}"
+    data_dir = f"--data_dir={builder.data_dir_root}"
+    command = shlex.join(["tfds", "build", name, data_dir])
     reason = "data.download is off"
     if download:
         try:

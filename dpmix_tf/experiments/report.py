@@ -20,6 +20,7 @@ from dpmix_tf.experiments.document import (
 )
 from dpmix_tf.experiments.statistics import paired_difference, standard_error
 from dpmix_tf.experiments.study import CHOSEN_BY, Run, Study, exact
+from dpmix_tf.files import local_path
 from dpmix_tf.privacy import accounting
 from dpmix_tf.privacy.ledger import CHOSEN
 from dpmix_tf.privacy.plan import round_up
@@ -33,7 +34,7 @@ Record = dict[str, Any]
 _AVERAGED, _LAST = "test_accuracy_ema", "test_accuracy"
 
 
-def write_report(study: Study, records: Sequence[Record], root: Path) -> Path:
+def write_report(study: Study, records: Sequence[Record], root: str | Path) -> Path:
     """Writes report.md, report.html and the pictures into the experiment's folder.
 
     Args:
@@ -47,7 +48,7 @@ def write_report(study: Study, records: Sequence[Record], root: Path) -> Path:
     Raises:
       DPMixError: a file cannot be written.
     """
-    report = _Report(study, records, Path(root))
+    report = _Report(study, records, local_path(root, "The experiment's folder"))
     document = report.document()
     write_markdown(document, report.root)
     return write_html(document, report.root)
@@ -362,7 +363,7 @@ class _Report:
         maker = make_views(config.views.to_dict(), load_pool(config, dataset))
         images, labels = dataset.train.read([0])
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "views.png"
+            path = local_path(folder) / "views.png"
             draw_views(
                 maker, images[0], int(labels[0]), dataset.class_names, seed=0, path=path
             )

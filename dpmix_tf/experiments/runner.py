@@ -1,7 +1,6 @@
 """Trains an experiment's runs in processes, shows them, and records what they found."""
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from rich.table import Table
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.experiments.secret import open_secret, refuse_unpaired, write_pairing
 from dpmix_tf.experiments.study import CHOSEN_BY, Run, Study, exact
-from dpmix_tf.files import cannot_write, write_text_atomic
+from dpmix_tf.files import cannot_write, local_path, lock_file, write_text_atomic
 from dpmix_tf.training.workdir import events, final_event, read_json
 
 WORKER = "dpmix_tf.experiments.worker"
@@ -50,14 +49,15 @@ class Runner:
     def __init__(
         self,
         study: Study,
-        root: Path,
+        root: str | Path,
         *,
         jobs: int = 1,
         shard: tuple[int, int] = (1, 1),
     ):
         if not 1 <= shard[0] <= shard[1]:
             raise DPMixError(f"--shard must be i/n with 1 <= i <= n, not {shard}.")
-        self.study, self.root, self.jobs = study, Path(root), jobs
+        self.study, self.jobs = study, jobs
+        self.root = local_path(root, "The experiment's folder")
         self._first = shard[0] == 1
         self.groups = list(study.groups())[shard[0] - 1 :: shard[1]]
         try:
@@ -97,15 +97,14 @@ class Runner:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Holds the folder. Runs hold it too: none is left from a killed process."""
-        with open(self.root / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.console.print(
-                    f"{self.root} is in use, or its last runs are stopping: waiting."
-                )
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            self._lock = lock
+        try:
+            self._lock = lock_file(self.root / ".lock", wait=False)
+        except BlockingIOError:
+            self.console.print(
+                f"{self.root} is in use, or its last runs are stopping: waiting."
+            )
+            self._lock = lock_file(self.root / ".lock", wait=True)
+        with self._lock:
             yield
 
     def _collect(self) -> None:

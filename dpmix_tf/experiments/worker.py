@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.experiments.secret import seed_of_run
-from dpmix_tf.files import write_text_atomic
+from dpmix_tf.files import local_path, write_text_atomic
 from dpmix_tf.training.software import versions
 from dpmix_tf.training.trainer import Trainer
 from dpmix_tf.training.workdir import read_json
@@ -34,7 +34,7 @@ def _stop_with_parent(parent: int) -> None:
 
 def main() -> None:
     """Trains the run; an error that a user can act on is printed, status 2."""
-    folder = Path(sys.argv[1])
+    folder = local_path(sys.argv[1])
     parent = int(sys.argv[2])
     threading.Thread(target=_stop_with_parent, args=(parent,), daemon=True).start()
     try:

@@ -1,13 +1,22 @@
 """Networks that are allowed under differential privacy. All emit logits."""
 
 from dpmix_tf.models.convnet import convnet
-from dpmix_tf.models.pretrained import embed_texts, pretrained, weights_digest
+from dpmix_tf.models.data_format import require_channels_last
+from dpmix_tf.models.pretrained import (
+    embed_texts,
+    pretrained,
+    public_file,
+    weights_digest,
+    without_place,
+)
 from dpmix_tf.models.registry import NETWORKS, build_network, network_arguments
 from dpmix_tf.models.scattering import Scattering, scattering_network
 from dpmix_tf.models.structure import count_activations, split_frozen_front
 from dpmix_tf.models.validate import validate_network
 from dpmix_tf.models.vision_transformer import vision_transformer
 from dpmix_tf.models.wide_resnet import wide_resnet
+
+require_channels_last()
 
 __all__ = [
     "Scattering",
@@ -18,10 +27,12 @@ __all__ = [
     "embed_texts",
     "network_arguments",
     "pretrained",
+    "public_file",
     "scattering_network",
     "split_frozen_front",
     "validate_network",
     "vision_transformer",
     "weights_digest",
     "wide_resnet",
+    "without_place",
 ]

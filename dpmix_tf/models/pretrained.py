@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from keras_cv.models.feature_extractor import CLIPImageEncoder, CLIPTextEncoder
 from keras_cv.models.stable_diffusion import SimpleTokenizer
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import local_path
 from dpmix_tf.models.structure import split_frozen_front
 from dpmix_tf.privacy.ledger import Ledger, record_history
 from dpmix_tf.weights import digest, load_weights
@@ -155,7 +157,7 @@ ENCODERS = {
 
 def _from_file(path: str, size: int | None) -> tuple[keras.Model, list[list[Any]]]:
     """A user's own encoder: network and blocks, as an Encoder builds them."""
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         return _from_saved_model(path, size), []
     try:
         network = keras.saving.load_model(path, compile=False)
@@ -181,7 +183,7 @@ def _from_file(path: str, size: int | None) -> tuple[keras.Model, list[list[Any]
     return network, [[layer] for layer in leaves]
 
 
-def _ledger_beside(path: str) -> Ledger:
+def _ledger_beside(path: Path) -> Ledger:
     """What the privacy card of an exported encoder says was spent on it, if it has one.
 
     An encoder that was trained privately on the same people is not free: its updates
@@ -190,8 +192,9 @@ def _ledger_beside(path: str) -> Ledger:
     Raises:
       DPMixError: the card is damaged.
     """
-    inside = Path(path, "assets.extra", "privacy_card.json")
-    card = inside if Path(path).is_dir() else Path(f"{path}.privacy_card.json")
+    card = path.with_name(f"{path.name}.privacy_card.json")
+    if path.is_dir():
+        card = path / "assets.extra" / "privacy_card.json"
     if not card.exists():
         return Ledger()
     try:
@@ -290,9 +293,11 @@ def pretrained(
         )
     if encoder in ENCODERS:
         size = image_size or ENCODERS[encoder].size
-        tower, parts = ENCODERS[encoder].build(size, weights)
+        file = public_file(encoder, weights)
+        tower, parts = ENCODERS[encoder].build(size, str(file) if file else weights)
     else:
-        tower, parts = _from_file(encoder, image_size)
+        file = local_path(encoder, "network.encoder")
+        tower, parts = _from_file(str(file), image_size)
     if trainable == "last_blocks" and not 1 <= blocks <= len(parts):
         raise DPMixError(
             f"network.blocks must be from 1 to {len(parts)}, which {encoder} has; "
@@ -317,7 +322,7 @@ def pretrained(
     # For the statement of the guarantee; random ones are nobody's.
     network.public_weights = encoder not in ENCODERS or weights is not None
     if encoder not in ENCODERS:
-        record_history(network.variables, _ledger_beside(encoder))
+        record_history(network.variables, _ledger_beside(file))
     if text_embeddings is not None:
         head.kernel.assign(_zero_shot(text_embeddings, (num_classes, width)))
     return network
@@ -331,15 +336,37 @@ def weights_digest(
     Raises:
       DPMixError: there is no such file.
     """
+    file = public_file(encoder, weights)
     if encoder in ENCODERS:
-        return None if weights in (None, "preset") else digest(weights)
-    if encoder is not None and Path(encoder).exists():
-        return digest(encoder)
+        return None if file is None else digest(file)
+    if file is not None and file.exists():
+        return digest(file)
     raise DPMixError(
         f"network.encoder must be one of {', '.join(ENCODERS)}, or the path of a "
-        f".keras file or of a SavedModel; received: {encoder!r}, and there is no such "
-        "file."
+        f".keras file or of a SavedModel; received: {encoder!r} (no such file: {file})."
     )
+
+
+def public_file(
+    encoder: str | None = None, weights: str | None = "preset", **_
+) -> Path | None:
+    """The file or folder that `pretrained` starts from; None: no file is named."""
+    if encoder is None or (encoder in ENCODERS and weights in (None, "preset")):
+        return None
+    if encoder in ENCODERS:
+        return local_path(weights, "network.weights")
+    return local_path(encoder, "network.encoder")
+
+
+def without_place(network: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's settings without where its file lies, if a SHA-256 says which it is.
+
+    A file that has moved is still the same file.
+    """
+    if network.get("name") != "pretrained" or network.get("sha256") is None:
+        return dict(network)
+    place = "weights" if network.get("encoder") in ENCODERS else "encoder"
+    return {**network, place: "a file"}
 
 
 def _freeze_all_but(kept: list[list[Any]], tower: keras.Model) -> None:
@@ -382,7 +409,7 @@ def _fit(images, tower: keras.Model, image_size: int | None):
 def _zero_shot(path: str, shape: tuple[int, int]) -> np.ndarray:
     """The head's kernel, [d,classes], of texts' embeddings, [classes,d], in a file."""
     try:
-        texts = np.load(path, allow_pickle=False)
+        texts = np.load(local_path(path, "network.text_embeddings"), allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DPMixError(f"{path} holds no array: {error}.") from error
     if texts.shape != shape:
@@ -429,6 +456,8 @@ def embed_texts(
     if weights == "preset":
         weights = _downloaded("clip-vit-base-patch16")
     load_weights(_Clip(text_encoder=tower), weights)
+    if vocabulary is not None:
+        vocabulary = str(local_path(vocabulary, "The vocabulary"))
     encoded = [SimpleTokenizer(vocabulary).encode(text) for text in texts]
     longest = max(map(len, encoded))
     if longest > tower.context_length:

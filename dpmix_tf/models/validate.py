@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.models.data_format import require_channels_last
 from dpmix_tf.models.forward import SideEffect, traced
 from dpmix_tf.models.structure import split_frozen_front
 from dpmix_tf.models.trial import (
@@ -49,6 +50,7 @@ def validate_network(network: keras.Model) -> None:
     Raises:
       DPMixError: names the layer and what to use instead.
     """
+    require_channels_last()
     _check_form(network)
     layers = list(network._flatten_layers())
     for layer in reversed(layers):  # the parts before the whole

@@ -1,7 +1,6 @@
 """From a run's checkpoint to a model that others can use, with its privacy card."""
 
 import contextlib
-import fcntl
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +16,8 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import (
     TEMPORARY,
     cannot_write,
+    local_path,
+    lock_file,
     temporary_folder,
     write_atomic,
     write_folder_atomic,
@@ -65,9 +66,9 @@ def export_saved_model(
       DPMixError: no run; its seed was chosen; the version is taken; the disk is full;
         or the exported model answers differently from the one in memory.
     """
+    output = local_path(output, "The output")
     network, metadata, card = _restore(workdir, weights, data_name, research)
     check_class_names(metadata["class_names"])
-    output = Path(output)
     folder = output.parent if output.name.isdecimal() else output
     with _alone_in(folder):
         taken = exported_versions(folder)
@@ -111,7 +112,7 @@ def export_file(
       DPMixError: no run, its seed was chosen, another suffix, the disk is full, or the
         file answers differently from the model in memory.
     """
-    output = Path(output)
+    output = local_path(output, "The output")
     if output.suffix not in _WRITERS:
         raise DPMixError(
             f"The output must end in {' or '.join(_WRITERS)}; received: {output}."
@@ -141,7 +142,7 @@ def _restore(workdir, weights: str, data_name: str | None, research: bool):
     Raises:
       DPMixError: no run; or a chosen seed, and it is not for research.
     """
-    workdir = Path(workdir)
+    workdir = local_path(workdir, "The workdir")
     network, metadata = restore_network(workdir, weights=weights)
     card = make_card(
         metadata=metadata,
@@ -260,11 +261,9 @@ def _alone_in(folder: Path) -> Iterator[None]:
     """Makes the folder, waits for other exports to it, clears what killed ones left."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115, held open
     except OSError as error:
         raise cannot_write(folder, error) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock_file(folder / ".lock", wait=True):
         for left in folder.glob(f"{TEMPORARY}*"):
             shutil.rmtree(left, ignore_errors=True)
         yield

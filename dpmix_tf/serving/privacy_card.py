@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.files import write_text_atomic
+from dpmix_tf.files import local_path, write_text_atomic
 from dpmix_tf.models.pretrained import ENCODERS
 from dpmix_tf.privacy import Ledger, PrivacyPlan
 from dpmix_tf.privacy.ledger import CHOSEN, SHARED, SYSTEM
@@ -157,7 +157,7 @@ def read_card(path: str | Path) -> dict[str, Any]:
     Raises:
       DPMixError: there is none, or it is damaged.
     """
-    path = Path(path)
+    path = local_path(path, "The path of the card")
     if path.is_dir():
         versions = exported_versions(path)
         version = path / str(versions[-1]) if versions else path

@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import local_path
 from dpmix_tf.images import class_folders, image_files, read_image
 from dpmix_tf.synthetic.glyphs import glyph
 from dpmix_tf.synthetic.pool import MANIFEST, PoolWriter
@@ -118,7 +119,7 @@ def import_folder(
     Raises:
       DPMixError: classes that do not match, or an image that cannot be read.
     """
-    source = Path(source)
+    source = local_path(source, "The folder to import")
     found = set(class_folders(source)) if source.is_dir() else set()
     if found != set(class_names):
         raise DPMixError(

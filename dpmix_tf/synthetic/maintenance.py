@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.files import write_atomic, write_text_atomic
+from dpmix_tf.files import local_path, write_atomic, write_text_atomic
 from dpmix_tf.synthetic.pool import MANIFEST, PoolWriter, decode, read_manifest
 
 
@@ -20,7 +20,7 @@ def repair(folder: str | Path) -> list[str]:
     Returns:
       The files removed; generate again to replace them.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "pool.path")
     manifest = read_manifest(folder)
     digests = {entry["file"]: entry["sha256"] for entry in manifest["images"]}
     removed = []
@@ -52,19 +52,20 @@ def merge(folders: Sequence[str | Path], output: str | Path) -> None:
     Raises:
       DPMixError: classes, sizes or generators differ, or two images clash.
     """
-    first = read_manifest(Path(folders[0]))
+    paths = [local_path(folder, "A pool to merge") for folder in folders]
+    first = read_manifest(paths[0])
     writer = PoolWriter(
         output,
         class_names=first["class_names"],
         image_shape=first["image_shape"],
         generator=first["generator"],
     )
-    for folder in map(Path, folders):
+    for folder in paths:
         manifest = read_manifest(folder)
         for key in ("class_names", "image_shape", "generator"):
             if manifest[key] != first[key]:
                 raise DPMixError(
-                    f"{folder} and {folders[0]} do not merge: {key} is "
+                    f"{folder} and {paths[0]} do not merge: {key} is "
                     f"{manifest[key]} and {first[key]}."
                 )
         for path in sorted(folder.glob("*/*.png")):

@@ -18,7 +18,7 @@ import tempfile
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from concurrent import futures
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ import tensorflow as tf
 from PIL import Image, PngImagePlugin
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.files import write_atomic, write_text_atomic
+from dpmix_tf.files import local_path, write_atomic, write_text_atomic
 from dpmix_tf.images import to_png
 
 SCHEMA_VERSION = 1
@@ -63,7 +63,7 @@ class PoolWriter:
         image_shape: Sequence[int],
         generator: Mapping[str, Any],
     ):
-        self.folder = Path(folder)
+        self.folder = local_path(folder, "pool.path")
         self.class_names = tuple(class_names)
         self.image_shape = tuple(image_shape)
         self._header = {
@@ -199,7 +199,7 @@ class SyntheticPool:
           DPMixError: no pool; classes missing or too many; another image size; an image
             that is missing, broken, changed or not in the manifest.
         """
-        folder = Path(folder)
+        folder = local_path(folder, "pool.path")
         manifest = read_manifest(folder)
         shape = tuple(manifest["image_shape"])
         if image_shape is not None and shape != tuple(image_shape):
@@ -304,7 +304,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             len(shape) != 3
             or any(type(number) is not int for number in whole)
             or any(not isinstance(word, str) for word in words)
-            or any(Path(f).is_absolute() or ".." in f for f, _, _ in entries)
+            or any(PurePath(f).is_absolute() or ".." in f for f, _, _ in entries)
             or not {name for _, name, _ in entries} <= set(manifest["class_names"])
         ):
             raise KeyError("image_shape, class_names or images")

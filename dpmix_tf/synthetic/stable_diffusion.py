@@ -5,7 +5,6 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
@@ -18,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import local_path
 from dpmix_tf.images import fit_image
 from dpmix_tf.synthetic.pool import PoolWriter
 from dpmix_tf.weights import digest, load_weights
@@ -124,7 +124,7 @@ class Generator:
             if weights[part] is None:
                 model = self._downloaded(part, build)
             else:
-                path = Path(weights[part])
+                path = local_path(weights[part], f"pool.weights.{part}")
                 self.digests[part] = digest(path)
                 model = build(download_weights=False)
                 load_weights(model, path)
@@ -133,7 +133,8 @@ class Generator:
             setattr(pipeline, f"_{part}", model)
         vocabulary = weights["vocabulary"]
         if vocabulary is not None:
-            self.digests["vocabulary"] = digest(Path(vocabulary))
+            vocabulary = str(local_path(vocabulary, "pool.weights.vocabulary"))
+            self.digests["vocabulary"] = digest(vocabulary)
         pipeline._tokenizer = self._downloaded(
             "vocabulary", lambda: parts.SimpleTokenizer(vocabulary)
         )

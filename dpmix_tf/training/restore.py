@@ -8,7 +8,8 @@ import numpy as np
 
 from dpmix_tf.data import Dataset, load_dataset
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.models import build_network
+from dpmix_tf.files import local_path
+from dpmix_tf.models import build_network, public_file
 from dpmix_tf.privacy import Ledger
 from dpmix_tf.training.checkpoints import load_latest
 from dpmix_tf.training.dp_model import DPMixModel
@@ -68,7 +69,7 @@ def restore_network(
     """
     if weights not in ("ema", "raw"):
         raise DPMixError(f"weights must be 'ema' or 'raw', received: {weights!r}.")
-    workdir = Path(workdir)
+    workdir = local_path(workdir, "The workdir")
     saved = load_latest(workdir / "checkpoints")
     if saved is None:
         raise DPMixError(
@@ -77,8 +78,17 @@ def restore_network(
     arrays, metadata = saved
     config = read_json(workdir / "config.json")
     arguments = dict(config["network"])
+    name = arguments.pop("name")
+    file = public_file(**arguments) if name == "pretrained" else None
+    if file is not None and not file.exists():
+        raise DPMixError(
+            f"{workdir} was trained on the public weights in {file}, which is gone. "
+            "Put them back there, or a link. If they have moved for good, repeat the "
+            "training command with their new path: it compares their SHA-256 and "
+            "keeps the path, even when training has finished."
+        )
     network = build_network(
-        arguments.pop("name"),
+        name,
         input_shape=tuple(metadata["image_shape"]),
         num_classes=len(metadata["class_names"]),
         arguments=arguments,
@@ -104,7 +114,8 @@ def restore_data(
     Raises:
       DPMixError: the data is not there, has other classes, or other training examples.
     """
-    settings = read_json(Path(workdir) / "config.json")["data"]
+    workdir = local_path(workdir, "The workdir")
+    settings = read_json(workdir / "config.json")["data"]
     dataset = load_dataset(**settings | {"data_dir": data_dir or settings["data_dir"]})
     if list(dataset.class_names) != metadata["class_names"]:
         raise DPMixError(

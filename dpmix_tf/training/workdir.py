@@ -1,6 +1,5 @@
 """The folder of one run: its lock, its configuration, what it spent, its metrics."""
 
-import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,8 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.files import write_atomic, write_text_atomic
+from dpmix_tf.files import local_path, lock_file, write_atomic, write_text_atomic
+from dpmix_tf.models import without_place
 from dpmix_tf.privacy import Ledger
 from dpmix_tf.privacy.ledger import CHOSEN
 from dpmix_tf.privacy.plan import finite_or_none
@@ -30,25 +30,22 @@ class WorkDir:
     """
 
     def __init__(self, path: str | Path, config: ConfigDict):
-        self.path = Path(path)
+        self.path = local_path(path, "The workdir")
         self.checkpoints = self.path / "checkpoints"
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.checkpoints.chmod(0o700)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115, held open
+            # Held until `close`, or until the process ends, however it ends.
+            self._lock = lock_file(self.path / ".lock", wait=False)
+        except BlockingIOError as error:
+            raise DPMixError(
+                f"Another process is training in {self.path}, or an earlier Trainer "
+                "of this one holds it. Wait for it, or use another --workdir."
+            ) from error
         except OSError as error:
             raise DPMixError(
                 f"Cannot write to the workdir {self.path}: {error.strerror}. Choose "
                 "another with --workdir."
-            ) from error
-        try:
-            # Held until `close`, or until the process ends, however it ends.
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise DPMixError(
-                f"Another process is training in {self.path}, or an earlier Trainer "
-                "of this one holds it. Wait for it, or use another --workdir."
             ) from error
         self._config = json.loads(config.to_json())
         try:
@@ -260,7 +257,7 @@ def _read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def differences(theirs: dict, mine: dict, prefix: str = "") -> list[str]:
-    """Lines of what differs; `run` and where data and pool lie may."""
+    """Lines of what differs; `run` and where data, pool and public weights lie may."""
     lines = []
     for key in sorted(theirs.keys() | mine.keys()):
         name = prefix + key
@@ -268,6 +265,8 @@ def differences(theirs: dict, mine: dict, prefix: str = "") -> list[str]:
             continue
         old, new = theirs.get(key), mine.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
+            if name == "network":
+                old, new = without_place(old), without_place(new)
             lines += differences(old, new, name + ".")
         elif old != new and name == "seed":
             lines.append("seed: another one there (it is secret and not shown)")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -27,20 +28,24 @@ def run(name, *arguments, **environment):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A short run, trained by the command."""
-    folder = tmp_path_factory.mktemp("cli") / "run"
+    """A short run, trained by the command, in a folder that a shell would split."""
+    home = tmp_path_factory.mktemp("cli")
+    folder = home / "my run's" / "first"
+    (home / "digits.py").write_text((ROOT / "configs" / "digits.py").read_text())
     done = run(
         "train",
-        "--config=configs/digits.py",
-        f"--workdir={folder}",
+        "--config=~/digits.py",
+        "--workdir=~/my run's/first",
         "--config.privacy.updates=3",
         "--config.privacy.expected_batch_size=10",
         "--config.privacy.accountant=rdp",
         "--config.views.base=2",
         "--config.views.mixed=1",
+        HOME=str(home),
     )
     assert done.returncode == 0, done.stderr
     (folder / "said.txt").write_text(done.stdout)
+    (folder / "errors.txt").write_text(done.stderr)
     return folder
 
 
@@ -66,6 +71,27 @@ def test_train_says_what_was_spent_and_what_comes_next(workdir):
         "bin/predict.py",
     ):
         assert words in said
+
+
+@pytest.mark.slow
+def test_what_train_suggests_can_be_pasted_into_a_shell(workdir):
+    said = (workdir / "said.txt").read_text()
+    commands = [shlex.split(x) for x in said.splitlines() if x.startswith("  python")]
+    assert len(commands) == 3
+    assert all(words[2] == f"--workdir={workdir}" for words in commands)
+
+
+def notices(text):
+    """TensorFlow's lines, by what it writes at every start and export."""
+    words = ("oneDNN", "cuda", "absl::", "SavedModel", "Sharding", "fingerprint")
+    return [line for line in text.splitlines() if any(word in line for word in words)]
+
+
+@pytest.mark.slow
+def test_training_shows_its_own_lines_and_none_of_tensorflows(workdir):
+    shown = (workdir / "errors.txt").read_text()
+    assert "update/s" in shown and "Chunks of" in shown
+    assert notices(shown) == []
 
 
 @pytest.mark.slow
@@ -102,6 +128,7 @@ def test_export_makes_the_next_version_and_its_card_is_printed(workdir, tmp_path
         done = run("export", f"--workdir={workdir}", f"--output={models}")
         assert done.returncode == 0, done.stderr
         assert f"compared: {models / version}" in done.stdout
+        assert notices(done.stderr) == []
     card = run("privacy", f"--card={models}")
     assert (
         card.stdout.startswith("# Privacy card")
@@ -238,6 +265,32 @@ def test_a_run_without_a_test_and_with_a_chosen_seed_from_start_to_export(tmp_pa
     assert run("export", *given, "--research").returncode == 0
     card = run("privacy", f"--card={tmp_path / 'models'}").stdout
     assert card.startswith("# Privacy card\n\n**No guarantee while the seed is known")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("keras_json", "words"),
+    [
+        ("{}", "holds no checkpoint"),
+        ('{"image_data_format": "channels_first"}', "Set it to 'channels_last'"),
+    ],
+)
+def test_a_mistake_is_the_only_line_on_the_screen(keras_json, words, tmp_path):
+    (tmp_path / "keras.json").write_text(keras_json)
+    done = run("evaluate", f"--workdir={tmp_path}", KERAS_HOME=str(tmp_path))
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and words in line
+
+
+def test_an_address_is_refused_as_a_config():
+    done = run("train", "--config=https://host/x.py", "--workdir=x")
+    assert done.returncode == 2 and "remote address" in done.stderr
+
+
+def test_legacy_keras_is_refused():
+    done = run("privacy", "--help", TF_USE_LEGACY_KERAS="1")
+    assert done.returncode != 0 and "dpmix_tf needs Keras 3" in done.stderr
 
 
 def test_another_keras_backend_is_refused():

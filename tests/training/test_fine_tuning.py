@@ -13,6 +13,7 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.serving.export import export_saved_model
 from dpmix_tf.training import Trainer
 from dpmix_tf.training.restore import restore_network
+from dpmix_tf.training.workdir import differences
 
 
 def encoder(path, seed):
@@ -72,3 +73,43 @@ def test_another_file_under_the_same_name_is_noticed(config, tmp_path):
     with pytest.raises(DPMixError, match="no such file"):
         Trainer(config, tmp_path / "other")
     assert not (tmp_path / "other").exists()  # before anything is written
+
+
+@pytest.mark.slow
+def test_a_run_finds_its_encoder_where_it_was_moved_to(config, tmp_path):
+    workdir = tmp_path / "run"
+    Trainer(config, workdir).run()
+    before, _ = restore_network(workdir)
+    moved = (tmp_path / "encoder.keras").rename(tmp_path / "moved.keras")
+    with pytest.raises(DPMixError, match="encoder.keras, which is gone.*new path"):
+        restore_network(workdir)
+    config.network.encoder = str(moved)
+    assert Trainer(config, workdir).run()["updates"] == 4
+    after, _ = restore_network(workdir)
+    for old, new in zip(before.variables, after.variables, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+_PATH = {"name": "pretrained", "encoder": "/a.keras", "sha256": "1"}
+_KEY = {"name": "pretrained", "encoder": "clip_vit_b16", "weights": "/a", "sha256": "1"}
+
+
+@pytest.mark.parametrize(
+    ("network", "changes", "same"),
+    [
+        (_PATH, {"encoder": "/b.keras"}, True),
+        (_PATH, {"encoder": "/b.keras", "sha256": "2"}, False),
+        (_PATH, {"encoder": "/b.keras", "blocks": 2}, False),
+        (_PATH | {"sha256": None}, {"encoder": "/b.keras"}, False),
+        (_PATH, {"encoder": "clip_vit_b16"}, False),
+        (_KEY, {"weights": "/b"}, True),
+        (_KEY, {"weights": "/b", "sha256": "2"}, False),
+        (_KEY, {"encoder": "clip_vit_b32"}, False),
+        ({"name": "convnet", "sha256": "1"}, {"encoder": "/b.keras"}, False),
+    ],
+)
+def test_where_public_weights_lie_is_no_difference_if_they_are_the_same(
+    network, changes, same
+):
+    there, here = {"network": network}, {"network": network | changes}
+    assert (differences(there, here) == []) == same
