@@ -1,6 +1,5 @@
 """One private training run in one work directory, from a config."""
 
-import hashlib
 import os
 import signal
 import threading
@@ -251,9 +250,18 @@ class Trainer:
         else:
             seed = randomness.fresh_seed() if config.seed is None else config.seed
         self._seed = cluster.seed_from_chief(self.strategy, seed)
-        self._check_same_data()
+        facts = {
+            "plan": self.plan.to_dict(),
+            "training_data": self._fingerprint,
+            "software": self._software,
+        }
+        facts = cluster.shared_facts(config, **facts)
+        cluster.refuse_different_workers(self.strategy, facts)
         with self.strategy.scope():
             self.model = self._build()
+        pool = self.model.views.pool
+        facts = {"pool": pool.digest if pool else None}
+        cluster.refuse_different_workers(self.strategy, facts)
         if saved is not None:
             restore_model(self.model, *saved)
         for variable in sum(self.model.state().values(), []):
@@ -282,20 +290,6 @@ class Trainer:
                 "examples: put them back, or use another --workdir."
             )
         return saved
-
-    def _check_same_data(self) -> None:
-        """Refuses to train with workers that hold other examples or public weights."""
-        texts = {
-            "training data": self._fingerprint,
-            "public weights": str(self.config.network.get("sha256")),
-        }
-        for what, text in texts.items():
-            own = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.int64)
-            if not np.array_equal(own, cluster.from_chief(self.strategy, own)):
-                raise DPMixError(
-                    f"This worker's {what} differ from the first worker's. Give all "
-                    "workers the same files and the same config."
-                )
 
     def _build(self) -> DPMixModel:
         model = build_model(self.config, self.dataset, self.plan, self._seed)
