@@ -5,10 +5,12 @@ Two kinds of canaries are trained on beside the private examples:
 - image canaries, which go the whole way: mislabelled images, and images of noise. The
   attack sees the finished network and scores them by their loss (black box).
 - gradient canaries, whose gradient is one number of the network's weights, ten times
-  longer than the clip norm. They go through sampling, clipping, sum and noise. The
-  attack knows everything but the coins, the sampling and the noise, and sees every
-  noisy sum; it scores them by the likelihood ratio of what it sees at that weight
-  (white box; Nasr et al. 2023, section 4.2, call it a Dirac canary).
+  longer than the clip norm. They go through sampling, clipping, sum and noise, and
+  move the sum by as much as the plan allows one example to: by the clip norm times the
+  plan's sensitivity. The attack knows everything but the coins, the sampling and the
+  noise, and sees every noisy sum; it scores them by the likelihood ratio of what it
+  sees at that weight (white box; Nasr et al. 2023, section 4.2, call it a Dirac
+  canary).
 
 A canary that is left out is drawn like the others and then dropped, so that nothing
 else depends on the coin.
@@ -246,12 +248,18 @@ class CanaryModel(DPMixModel):
         self._without_canaries = _flat(result.total)
         drawn = tf.boolean_mask(canary, (canary >= self._images) & included)
         places = tf.gather(self._places, drawn - self._images)
-        return result._replace(total=self._add_gradients(result.total, places))
+        canaries = self._sum_of_gradients(result.total, places)
+        return result._replace(
+            total=[
+                part + self.plan.sensitivity * moved
+                for part, moved in zip(result.total, canaries, strict=True)
+            ]
+        )
 
-    def _add_gradients(self, total, places):
-        """Adds a record for each place: there it is ten clip norms, elsewhere zero."""
+    def _sum_of_gradients(self, like, places):
+        """Sums a record for each place: there it is ten clip norms, elsewhere zero."""
         chunk = max(1, min(64, _RECORDS_HELD // self._weights))
-        sizes = [part.shape.num_elements() for part in total]
+        sizes = [part.shape.num_elements() for part in like]
 
         def add_chunk(start, total):
             of_chunk = places[start : start + chunk]
@@ -263,10 +271,10 @@ class CanaryModel(DPMixModel):
                 on_value=_CANARY_LENGTH * self.plan.clip_norm,
             )
             parts = [
-                tf.reshape(part, [chunk, *like.shape])
-                for part, like in zip(
+                tf.reshape(part, [chunk, *shaped.shape])
+                for part, shaped in zip(
                     tf.split(tf.ensure_shape(records, [chunk, None]), sizes, 1),
-                    total,
+                    like,
                     strict=True,
                 )
             ]
@@ -276,7 +284,7 @@ class CanaryModel(DPMixModel):
         _, total = tf.while_loop(
             lambda start, _: start < tf.size(places),
             add_chunk,
-            (tf.constant(0), list(total)),
+            (tf.constant(0), self._mechanism.zero(like)),
             parallel_iterations=1,
         )
         return total
@@ -284,12 +292,13 @@ class CanaryModel(DPMixModel):
     def _hear(self, noisy):
         """What a noisy sum says of each gradient canary, added to its score.
 
-        At a canary's weight it is N(0, sigma^2) in clip norms, and N(1, sigma^2) where
-        it was drawn, with probability q if it is in.
+        In units of how far one example may move the sum, it is N(0, sigma^2) at a
+        canary's weight, and N(1, sigma^2) where the canary was drawn, with probability
+        q if it is in.
         """
         plan = self.plan
         seen = _flat(noisy) * plan.expected_batch_size - self._without_canaries
-        seen = tf.gather(seen, self._places) / plan.clip_norm
+        seen = tf.gather(seen, self._places) / (plan.sensitivity * plan.clip_norm)
         drawn = (2.0 * seen - 1.0) / (2.0 * plan.noise_multiplier**2)
         q = plan.sampling_probability
         ratio = drawn + np.log(q)

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from dpmix_tf.data import ArraySource
 from dpmix_tf.errors import DPMixError
@@ -34,14 +35,21 @@ def test_canaries_follow_the_examples(digits):
     assert labels.tolist()[2:] == [3, 4]
 
 
-def canary_model(images, gradients, noise=1e-6):
+def canary_model(images, gradients, noise=1e-6, microbatch=None):
     config = short_config(epsilon=None, noise_multiplier=noise)
+    if microbatch is not None:
+        config.views.base, config.views.mixed = 1, 0
+        config.views.microbatch = microbatch
     experiment = auditing._Experiment(config, images, gradients, seed=3)
     return experiment, experiment.model
 
 
-def test_gradient_canaries_are_clipped_summed_and_dropped_by_their_coins():
-    experiment, model = canary_model(0, 200)
+@pytest.mark.parametrize("microbatch, sensitivity", [(None, 1.0), (8, 2.0)])
+def test_gradient_canaries_use_the_sensitivity_and_are_dropped_by_their_coins(
+    microbatch, sensitivity
+):
+    experiment, model = canary_model(0, 200, microbatch=microbatch)
+    assert model.plan.sensitivity == sensitivity
     first = len(experiment.dataset.train)
     included = np.arange(200) % 4 == 0
     model.include(included)
@@ -50,8 +58,12 @@ def test_gradient_canaries_are_clipped_summed_and_dropped_by_their_coins():
     total = model.clipped_gradient_sum(images, labels, ids=ids)
     flat = np.concatenate([part.numpy().ravel() for part in total])
     expected = np.zeros_like(flat)
-    expected[model._places.numpy()[included]] = model.plan.clip_norm
+    expected[model._places.numpy()[included]] = sensitivity * model.plan.clip_norm
     np.testing.assert_allclose(flat, expected, atol=1e-6)
+    # What is heard of them, nearly without noise, is one or nothing.
+    model._without_canaries = tf.zeros_like(flat)
+    model._hear([part / model.plan.expected_batch_size for part in total])
+    np.testing.assert_array_equal(model.scores > 0, included)
 
 
 def test_the_plan_audited_costs_what_is_claimed():
