@@ -56,7 +56,9 @@ def restore_network(
       weights: "ema" for the averaged weights, "raw" for the last update's.
 
     Returns:
-      The network, float images in [0, 1] -> logits; the checkpoint's metadata
+      The network, float images in [0, 1] -> logits, computing in float32 also where
+      training computed in bfloat16: its answers are then the same on any device and in
+      any format, to rounding. The checkpoint's metadata
       (class_names, image_shape, updates, plan) without its secret seed.
 
     Raises:
@@ -78,7 +80,7 @@ def restore_network(
         input_shape=tuple(metadata["image_shape"]),
         num_classes=len(metadata["class_names"]),
         arguments=arguments,
-        dtype_policy=config["dtype_policy"],
+        dtype_policy="float32",
     )
     _assign("network", kept_variables(network), arrays)
     if weights == "ema":
