@@ -1,6 +1,8 @@
 """Shared by all tests: quiet TensorFlow, small real data, small plans."""
 
+import contextlib
 import os
+import socket
 import zlib
 from pathlib import Path
 
@@ -33,6 +35,21 @@ def tiny_network(num_classes=10, input_shape=(8, 8, 1)):
     return convnet(
         input_shape=input_shape, num_classes=num_classes, widths=(8,), groups=4
     )
+
+
+def free_ports(count):
+    """Ports below those that the system hands out, so that nobody is given them next.
+
+    Each process begins to look elsewhere.
+    """
+    first = 10_000 + os.getpid() * 16 % 20_000
+    found = []
+    for port in range(first, first + 1000):
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("no free ports")
 
 
 def train_command(workdir, *more):

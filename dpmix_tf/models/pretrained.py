@@ -18,6 +18,7 @@ from keras_cv.models.stable_diffusion import SimpleTokenizer
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path
+from dpmix_tf.models.resizing import BicubicResizing
 from dpmix_tf.models.structure import split_frozen_front
 from dpmix_tf.privacy.ledger import Ledger, record_history
 from dpmix_tf.weights import digest, load_weights
@@ -213,7 +214,11 @@ def _from_saved_model(path: str, size: int | None) -> keras.Model:
         raise DPMixError(f"{path} is a SavedModel: give network.image_size, in pixels.")
     images = keras.Input((size, size, 3))
     try:
-        features = layers.TFSMLayer(path, call_endpoint="serving_default")(images)
+        features = layers.TFSMLayer(
+            path,
+            call_endpoint="serving_default",
+            dtype="float32",  # what its signature takes, whatever the global policy
+        )(images)
     except Exception as error:  # whatever a folder that is none makes Keras raise
         raise DPMixError(
             f"{path} is no SavedModel whose signature 'serving_default' takes float "
@@ -395,7 +400,7 @@ def _fit(images, tower: keras.Model, image_size: int | None):
         )
     if tuple(images.shape[1:3]) != size:
         # Not layers.Resizing, behind which nested models are called as in training.
-        images = keras.ops.image.resize(images, size, interpolation="bicubic")
+        images = BicubicResizing(*size)(images)
     if images.shape[3] != shape[3]:
         if (images.shape[3], shape[3]) != (1, 3):
             raise DPMixError(

@@ -186,7 +186,7 @@ class _WaveletModulus:
         """float32 [H,m,W] -> [P/step,m,k,Q/step]."""
         kept, count, columns = self._shape
         spectrum = tf.matmul(self._forward, tf.reshape(x, [x.shape[0], -1]))
-        spectrum = tf.reshape(spectrum, [kept, self._parts, -1, x.shape[2]])
+        spectrum = tf.reshape(spectrum, [kept, self._parts, tf.shape(x)[1], x.shape[2]])
         spectrum = tf.transpose(spectrum, [0, 2, 1, 3])
         spectrum = tf.reshape(spectrum, [1, kept, -1, self._parts * x.shape[2]])
         filtered = tf.matmul(spectrum, self._kernels)  # real and imaginary parts

@@ -215,7 +215,17 @@ def _check_names(answer, class_names, where: Path) -> None:
         raise DPMixError(f"{where} names its classes wrongly. Nothing was exported.")
 
 
+# What every network can be exported as.
+_ELSE = "Export it as a SavedModel: --output=FOLDER."
+
+
 def _save_keras(network: keras.Model, path: Path) -> None:
+    layers = network._flatten_layers(include_self=False)
+    if any(isinstance(layer, keras.layers.TFSMLayer) for layer in layers):
+        raise DPMixError(
+            "A .keras file cannot hold this network, whose encoder is a SavedModel. "
+            f"{_ELSE}"
+        )
     network.save(path)
 
 
@@ -235,7 +245,8 @@ def _save_litert(network: keras.Model, path: Path) -> None:
     folder = path.with_suffix("")
     archive.write_out(folder, verbose=False)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
-    path.write_bytes(converter.convert())
+    with _litert_reported():
+        path.write_bytes(converter.convert())
 
 
 def _load_litert(path: Path) -> Callable:
@@ -244,10 +255,22 @@ def _load_litert(path: Path) -> Callable:
         interpreter = tf.lite.Interpreter(model_path=str(path))
 
     def answer(images):
-        signature = interpreter.get_signature_runner()
-        return signature(images=images)["probabilities"]
+        with _litert_reported():
+            signature = interpreter.get_signature_runner()
+            return signature(images=images)["probabilities"]
 
     return answer
+
+
+@contextlib.contextmanager
+def _litert_reported() -> Iterator[None]:
+    """LiteRT lacks some of TensorFlow's operations, and says so in its own ways."""
+    try:
+        yield
+    except Exception as error:  # whatever the converter and the interpreter raise
+        raise DPMixError(
+            f"LiteRT cannot run this network: {str(error)[:300]}. {_ELSE}"
+        ) from error
 
 
 _WRITERS: dict[str, tuple[Callable, Callable]] = {

@@ -3,17 +3,29 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from ml_collections import ConfigDict
 
 from dpmix_tf.data import PoissonBatches
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.models import without_place
 from dpmix_tf.privacy.randomness import Seed
 
 STRATEGIES = ("none", "mirrored", "multi_worker")
+
+# Seconds: between two attempts to reach the missing workers, until an attempt counts as
+# failed, and between two messages that name them.
+_RETRY, _PATIENCE, _REMIND = 0.5, 2.0, 60.0
 
 
 @contextlib.contextmanager
@@ -41,7 +53,9 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         is run on each.
 
     Raises:
-      DPMixError: unknown name, or TF_CONFIG is missing or not understood.
+      DPMixError: unknown name, TF_CONFIG is missing or not understood, or this
+        worker's port is taken.
+      KeyboardInterrupt: stopped by SIGINT or SIGTERM while it waited for others.
     """
     if name == "none":
         return tf.distribute.get_strategy()
@@ -60,6 +74,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
             for address in config["cluster"].get(kind, [])
         ]
         here = config["cluster"][config["task"]["type"]][config["task"]["index"]]
+        places = {address: _host_and_port(address) for address in workers}
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise DPMixError(
             "strategy multi_worker needs the environment variable TF_CONFIG, such as "
@@ -71,7 +86,91 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
             f"TF_CONFIG describes a task that trains nothing: {config['task']}. "
             'Expected type "chief" or "worker".'
         )
+    _wait_for_workers(places, here)
     return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _wait_for_workers(places: Mapping[str, tuple[str, int]], here: str) -> None:
+    """Returns once every other worker can be reached; says whom it waits for.
+
+    TensorFlow waits for them too, but for eleven minutes without a word, and deaf to
+    signals. Each worker listens at its own address until it has reached all others. One
+    that comes later, or tries again, finds TensorFlow's own server there.
+    """
+    others = [address for address in places if address != here]
+    if not others:
+        return
+    started, due = time.monotonic(), 0.0
+    named = ", ".join(others)
+    try:
+        with _listening(here, places[here][1]), _sigterm_as_sigint():
+            while others:
+                reasons = {address: _unreachable(places[address]) for address in others}
+                others = [address for address in others if reasons[address]]
+                named = ", ".join(f"{each} ({reasons[each]})" for each in others)
+                waited = time.monotonic() - started
+                if others and waited >= due:
+                    print(
+                        f"Waiting for workers: {named}; {waited:.0f} s so far. Start "
+                        "the same command there, or stop this one with Ctrl-C.",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    due = waited + _REMIND
+                if others:
+                    time.sleep(_RETRY)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"Stopped while waiting for workers: {named}. Nothing was written or spent."
+        ) from None
+
+
+def _unreachable(place: tuple[str, int]) -> str | None:
+    """Why nothing answers there; None: something does."""
+    try:
+        socket.create_connection(place, timeout=_PATIENCE).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+@contextlib.contextmanager
+def _listening(address: str, port: int):
+    """Lets others reach this worker's port before TensorFlow listens there."""
+    ipv6 = socket.has_dualstack_ipv6()
+    try:
+        server = socket.create_server(
+            ("", port),
+            family=socket.AF_INET6 if ipv6 else socket.AF_INET,
+            dualstack_ipv6=ipv6,
+            backlog=socket.SOMAXCONN,  # nobody is ever accepted
+        )
+    except (OSError, OverflowError) as error:
+        raise DPMixError(
+            f"This worker cannot listen at {address}, as TF_CONFIG says: {error}. Stop "
+            "what listens there, such as an earlier run, or give another port in every "
+            "worker's TF_CONFIG."
+        ) from error
+    with server:
+        yield
+
+
+@contextlib.contextmanager
+def _sigterm_as_sigint():
+    """SIGTERM raises KeyboardInterrupt, as SIGINT does, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def num_workers(strategy: tf.distribute.Strategy) -> int:
@@ -153,3 +252,107 @@ def leave_gradients_as_they_are(optimizer: keras.optimizers.Optimizer) -> None:
             "Keras version that requirements.txt allows."
         )
     optimizer._all_reduce_sum_gradients = lambda gradients: gradients
+
+
+def texts_of_workers(strategy: tf.distribute.Strategy, text: str) -> list[str]:
+    """Returns every worker's `text`, in every process; all must call it, in step.
+
+    Args:
+      strategy: the strategy.
+      text: each worker's own, of any length, without null characters.
+
+    Returns:
+      At least one text per worker; copies where a worker has several replicas.
+    """
+    if num_workers(strategy) == 1:
+        return [text]
+    code = np.frombuffer(text.encode() + b"\0", np.uint8).astype(np.int64)
+
+    def gather():
+        return tf.distribute.get_replica_context().all_gather(code, axis=0)
+
+    gathered = tf.function(lambda: strategy.run(gather))()
+    joined = strategy.experimental_local_results(gathered)[0].numpy()
+    return joined.astype(np.uint8).tobytes().decode().split("\0")[:-1]
+
+
+def text_from_chief(strategy: tf.distribute.Strategy, text: str) -> str:
+    """Returns the chief's `text` in every process; all must call it, in step."""
+    mark = "chief:" if is_chief(strategy) else "other:"
+    told = texts_of_workers(strategy, mark + text)
+    return next(each for each in told if each.startswith("chief:"))[len(mark) :]
+
+
+def shared_facts(config: ConfigDict, **more: Any) -> dict[str, Any]:
+    """What a config says that all workers must agree on, for refuse_different_workers.
+
+    Left out are `run`, which is each worker's own business; the seed, which is secret
+    and comes from the first worker; and where files lie, which may differ: they are
+    compared by what is in them.
+
+    Args:
+      config: see training/config.py, after `pin_weights`.
+      **more: JSON-able facts besides.
+    """
+    facts = json.loads(config.to_json())
+    del facts["run"], facts["seed"], facts["data"]["data_dir"], facts["pool"]
+    network = without_place(facts.pop("network"))
+    network.pop("text_embeddings", None)  # initial weights are the first worker's
+    return facts | {"network": network} | more
+
+
+def refuse_different_workers(
+    strategy: tf.distribute.Strategy, facts: Mapping[str, Any]
+) -> None:
+    """Refuses to train with workers of whom one knows other facts than the first.
+
+    Each clips its own examples' gradients, and the first one's plan says what the sum
+    of all of them costs. All workers must call it, in step; all learn of a difference.
+
+    Args:
+      strategy: the strategy.
+      facts: JSON-able, nested; nothing secret.
+
+    Raises:
+      DPMixError: it names what differs; in every worker.
+    """
+    own = {"chief": is_chief(strategy), "address": _address(strategy)}
+    told = [
+        json.loads(text)
+        for text in texts_of_workers(strategy, json.dumps(own | {"facts": facts}))
+    ]
+    expected = next(_flat(worker["facts"]) for worker in told if worker["chief"])
+    lines = []
+    for worker in told:
+        found = _flat(worker["facts"])
+        for name in sorted(expected.keys() | found.keys()):
+            first, other = (each.get(name, "nothing") for each in (expected, found))
+            line = f"  {name}: {first} at the first worker, {other} at "
+            line += worker["address"]
+            if first != other and line not in lines:
+                lines.append(line)
+    if lines:
+        raise DPMixError(
+            "The workers do not train the same:\n" + "\n".join(lines) + "\nRun the "
+            "same command on all of them, on the same files with the same software. "
+            "Nothing was spent."
+        )
+
+
+def _address(strategy: tf.distribute.Strategy) -> str:
+    resolver = strategy.cluster_resolver
+    if resolver is None:
+        return "this process"
+    cluster = resolver.cluster_spec()
+    return cluster.task_address(resolver.task_type, resolver.task_id)
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted name -> value as JSON, of nested facts."""
+    flat = {}
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = json.dumps(value)
+    return flat

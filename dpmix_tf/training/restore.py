@@ -10,7 +10,6 @@ from dpmix_tf.data import Dataset, load_dataset
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path
 from dpmix_tf.models import build_network, public_file
-from dpmix_tf.privacy import Ledger
 from dpmix_tf.training.checkpoints import load_latest
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.saving import kept_variables
@@ -20,7 +19,7 @@ from dpmix_tf.training.workdir import differences, read_json
 def restore_model(
     model: DPMixModel, arrays: dict[str, np.ndarray], metadata: dict[str, Any]
 ) -> None:
-    """Puts a checkpoint's weights, optimizer state, averages and count into a model.
+    """Puts a checkpoint's weights, optimizer state and averages into a model.
 
     Args:
       model: built and compiled as when the checkpoint was written.
@@ -47,8 +46,6 @@ def restore_model(
         )
     for group, variables in model.state().items():
         _assign(group, variables, arrays)
-    history = Ledger.from_list(metadata["ledger"], "The checkpoint")
-    model.account.resume(history, metadata["run"])
 
 
 def restore_network(
@@ -61,7 +58,9 @@ def restore_network(
       weights: "ema" for the averaged weights, "raw" for the last update's.
 
     Returns:
-      The network, float images in [0, 1] -> logits; the checkpoint's metadata
+      The network, float images in [0, 1] -> logits, computing in float32 also where
+      training computed in bfloat16: its answers are then the same on any device and in
+      any format, to rounding. The checkpoint's metadata
       (class_names, image_shape, updates, plan) without its secret seed.
 
     Raises:
@@ -92,7 +91,7 @@ def restore_network(
         input_shape=tuple(metadata["image_shape"]),
         num_classes=len(metadata["class_names"]),
         arguments=arguments,
-        dtype_policy=config["dtype_policy"],
+        dtype_policy="float32",
     )
     _assign("network", kept_variables(network), arrays)
     if weights == "ema":

@@ -1,6 +1,6 @@
 """One private training run in one work directory, from a config."""
 
-import hashlib
+import json
 import os
 import time
 from pathlib import Path
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dpmix_tf.data import ExampleSource, PoissonBatches, load_dataset
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.privacy import randomness
+from dpmix_tf.privacy import Ledger, randomness
 from dpmix_tf.privacy.plan import round_up
 from dpmix_tf.privacy.statement import seed_origin
 from dpmix_tf.training import checkpoints, cluster
@@ -95,11 +95,26 @@ class Trainer:
         else:
             seed = self._new_seed
         self._seed = cluster.seed_from_chief(self.strategy, seed)
-        self._check_same_data()
+        facts = {
+            "plan": self.plan.to_dict(),
+            "training_data": self._fingerprint,
+            "software": self._software,
+        }
+        facts = cluster.shared_facts(config, **facts)
+        cluster.refuse_different_workers(self.strategy, facts)
         with self.strategy.scope():
             self.model = self._build()
+        pool = self.model.views.pool
+        facts = {"pool": pool.digest if pool else None}
+        cluster.refuse_different_workers(self.strategy, facts)
+        spent = None
         if saved is not None:
             restore_model(self.model, *saved)
+            spent = {name: saved[1][name] for name in ("ledger", "run")}
+        spent = json.loads(cluster.text_from_chief(self.strategy, json.dumps(spent)))
+        if spent is not None:
+            history = Ledger.from_list(spent["ledger"], "The checkpoint")
+            self.model.account.resume(history, spent["run"])
         for variable in sum(self.model.state().values(), []):
             if cluster.num_workers(self.strategy) > 1:
                 variable.assign(cluster.from_chief(self.strategy, np.asarray(variable)))
@@ -126,20 +141,6 @@ class Trainer:
                 "examples: put them back, or use another --workdir."
             )
         return saved
-
-    def _check_same_data(self) -> None:
-        """Refuses to train with workers that hold other examples or public weights."""
-        texts = {
-            "training data": self._fingerprint,
-            "public weights": str(self.config.network.get("sha256")),
-        }
-        for what, text in texts.items():
-            own = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.int64)
-            if not np.array_equal(own, cluster.from_chief(self.strategy, own)):
-                raise DPMixError(
-                    f"This worker's {what} differ from the first worker's. Give all "
-                    "workers the same files and the same config."
-                )
 
     def _build(self) -> DPMixModel:
         model = build_model(self.config, self.dataset, self.plan, self._seed)

@@ -102,7 +102,7 @@ def test_killed_twice_it_finds_what_an_uninterrupted_one_does(finished, tmp_path
         second = subprocess.Popen(command(folder), cwd=ROOT, stderr=log)
         wait_for(seen("runs", 1))
         second.send_signal(signal.SIGTERM)
-        assert second.wait(timeout=60) == 130
+        assert second.wait(timeout=300) == 130
     last = run(folder)
     assert last.returncode == 0, last.stderr[-3000:]
     assert (folder / "results.jsonl").read_bytes() == (

@@ -14,6 +14,7 @@ from dpmix_tf import views
 from dpmix_tf.data import ArraySource, PoissonBatches
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import split_frozen_front, validate_network
+from dpmix_tf.models.resizing import BicubicResizing
 from dpmix_tf.privacy import Ledger
 from dpmix_tf.training import DPMixModel
 from tests.conftest import ROOT, plan_for
@@ -399,3 +400,14 @@ def test_texts_are_embedded_one_by_one(tmp_path, monkeypatch):
     np.testing.assert_allclose(both[:1], embed("a photo of a cat"), atol=1e-5)
     with pytest.raises(DPMixError, match="CLIP reads 77"):
         embed("cat " * 100)
+
+
+@pytest.mark.parametrize("size", [(16, 24), (5, 7)])
+def test_bicubic_resizing_is_that_of_keras(size):
+    images = np.random.default_rng(0).random((3, 9, 12, 2)).astype(np.float32)
+    expected = keras.ops.image.resize(images, size, interpolation="bicubic")
+    layer = BicubicResizing(*size)
+    np.testing.assert_allclose(layer(images), expected, atol=1e-5)
+    assert layer.compute_output_shape(images.shape) == expected.shape
+    again = BicubicResizing.from_config(layer.get_config())
+    np.testing.assert_array_equal(again(images), layer(images))

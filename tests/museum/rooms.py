@@ -1,11 +1,13 @@
 """All exhibits, room by room."""
 
 from tests.museum import (
+    audit_sensitivity,
     changed_data,
     exhibits,
     forgetting,
     guessable_seed,
     hidden_state,
+    workers,
 )
 
 EXHIBITS = [
@@ -14,4 +16,6 @@ EXHIBITS = [
     *changed_data.EXHIBITS,
     *hidden_state.EXHIBITS,
     *guessable_seed.EXHIBITS,
+    *workers.EXHIBITS,
+    *audit_sensitivity.EXHIBITS,
 ]

