@@ -32,6 +32,8 @@ def start_tensorflow() -> None:
     screen = os.dup(2)
     reading, writing = os.pipe()
     with tempfile.TemporaryFile() as held:
+        # Ctrl-C is meant for this process alone: the watcher never unblocks it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         watcher = os.fork()
         if watcher == 0:
             os.close(writing)
@@ -40,6 +42,7 @@ def start_tensorflow() -> None:
         os.dup2(held.fileno(), 2)
         quiet = False
         try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             import tensorflow as tf
 
             quiet = bool(tf.config.list_physical_devices("GPU")) or not _has_gpu()
@@ -61,7 +64,6 @@ def _show_unless_told(reading: int, held: int, screen: int) -> None:
     Runs in a process of its own, which outlives one that TensorFlow aborts.
     """
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is meant for the parent
         if not os.read(reading, 1):
             os.lseek(held, 0, os.SEEK_SET)
             while text := os.read(held, 2**16):

@@ -193,8 +193,10 @@ def test_a_chosen_seed_comes_first():
 
 def test_what_holds_of_a_run_is_told():
     text = state_guarantee(Ledger.planned(PLAN, 4, CONDITIONS), PLAN)
-    for words in ("cannot vouch", "publish at most one", "taken as public", "private_"):
+    for words in ("cannot vouch", "taken as public", "private_"):
         assert words in text
+    shared = state_guarantee(Ledger.planned(PLAN, 4, ["shared_seed"]), PLAN)
+    assert shared.startswith("This run shares its seed")
 
 
 def test_a_plan_without_noise_among_others_promises_nothing():
