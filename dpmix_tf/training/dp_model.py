@@ -550,6 +550,7 @@ class DPMixModel(keras.Model):
         config["network"] = keras.saving.deserialize_keras_object(
             config["network"], custom_objects=custom_objects
         )
+        config["network"].public_weights = history["public_weights"]
         trainable = config.pop("trainable")
         for variable, value in zip(config["network"].variables, trainable, strict=True):
             variable.trainable = value
