@@ -346,3 +346,10 @@ def test_public_images_differ_in_more_than_noise_and_share_the_first():
     np.testing.assert_array_equal(pair[0], other[0])
     assert np.abs(pair[1] - other[1]).mean() > 0.1
     assert abs(pair[0].mean() - pair[1].mean()) > 0.1
+
+
+def test_variables_of_a_strategy_are_seen_too():
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        validate_network(net(conv()))
+        refused(net(conv(), layers.Dropout(0.5)), "draws random numbers")
+        refused(net(conv(), KeepsPeak("attribute")), "writes to")
