@@ -123,7 +123,12 @@ def traced(
         for variable in function.variables
     }
     handles = {id(inner): id(outer) for outer, inner in function.graph.captures}
-    seeds = {id(generator.state.value.handle) for generator in _generators(network)}
+    seeds = {
+        id(copy.handle)
+        for generator in _generators(network)
+        for variable in [generator.state.value]
+        for copy in getattr(variable, "values", [variable])  # on each replica
+    }
     effects = []
     for operation, kind in _stateful(function.graph):
         marks = _MARK.findall(operation.name)

@@ -8,7 +8,7 @@ from keras import layers
 
 from dpmix_tf import views
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.models import validate_network
+from dpmix_tf.models import pretrained, validate_network
 from dpmix_tf.models.trial import public_images
 from dpmix_tf.training import DPMixModel
 from tests.conftest import plan_for
@@ -168,6 +168,22 @@ def test_an_adapted_layer_inside_a_frozen_front_is_refused():
     refused(network, "was adapted to data")
     network.public_weights = True  # an encoder from a public file, as the card says
     validate_network(network)
+
+
+def test_a_public_encoder_that_was_adapted_trains_and_comes_back(tmp_path):
+    encoder = keras.Sequential(
+        [keras.Input((8, 8, 3)), adapted(layers.Normalization(axis=None)), conv()]
+    )
+    encoder.save(tmp_path / "encoder.keras")
+    network = pretrained(
+        input_shape=(8, 8, 1), num_classes=4, encoder=str(tmp_path / "encoder.keras")
+    )
+    model = DPMixModel(network, plan=plan_for(40), views=views.no_augmentation())
+    model.compile("sgd")
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    again.compile("sgd")
+    assert again.public_weights
 
 
 def test_constants_that_the_user_gives_are_taken():
@@ -330,3 +346,10 @@ def test_public_images_differ_in_more_than_noise_and_share_the_first():
     np.testing.assert_array_equal(pair[0], other[0])
     assert np.abs(pair[1] - other[1]).mean() > 0.1
     assert abs(pair[0].mean() - pair[1].mean()) > 0.1
+
+
+def test_variables_of_a_strategy_are_seen_too():
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        validate_network(net(conv()))
+        refused(net(conv(), layers.Dropout(0.5)), "draws random numbers")
+        refused(net(conv(), KeepsPeak("attribute")), "writes to")
