@@ -40,6 +40,10 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer):
         }
         self.delay = 0.0  # seconds before an answer
         self.requests = 0
+        self.start(rest_port, grpc_port)
+
+    def start(self, rest_port, grpc_port):
+        """Serves what was loaded; again, after a stop."""
         self._rest = ThreadingHTTPServer(("127.0.0.1", rest_port), _handler(self))
         self.rest_port = self._rest.server_address[1]
         threading.Thread(target=self._rest.serve_forever, daemon=True).start()

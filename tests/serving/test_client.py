@@ -148,18 +148,16 @@ def test_the_wrong_port_is_noticed(server, images):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_restarted_server_is_found_again(exported, protocol, images):
-    models = {"digits": exported.parent}
-    server = StandIn(models)
+    server = StandIn({"digits": exported.parent})
     ports = server.rest_port, server.grpc_port
     client = connect(address(server, protocol), "digits")
     first = client.classify(to_png(images[0]))
     server.stop()
-    started = []
-    timer = threading.Timer(1.0, lambda: started.append(StandIn(models, *ports)))
+    timer = threading.Timer(1.0, server.start, ports)
     timer.start()
     assert client.classify(to_png(images[0])) == first  # asks until it is back
     timer.join()
-    started[0].stop()
+    server.stop()
 
 
 @pytest.mark.parametrize(

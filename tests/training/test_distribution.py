@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import keras
 import numpy as np
@@ -338,7 +339,10 @@ def test_a_worker_alone_says_whom_it_waits_for_and_hears_signals(
     task = {"cluster": {"worker": [here, other]}, "task": {"type": "worker"}}
     task["task"]["index"] = 0
     monkeypatch.setenv("TF_CONFIG", json.dumps(task))
-    monkeypatch.setattr(time, "sleep", lambda _: os.kill(os.getpid(), number))
+    heard = types.SimpleNamespace(
+        monotonic=time.monotonic, sleep=lambda _: os.kill(os.getpid(), number)
+    )
+    monkeypatch.setattr(cluster, "time", heard)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt, match=f"waiting for workers: {other} "):
         make_strategy("multi_worker")
