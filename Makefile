@@ -25,7 +25,7 @@ lint: $(INSTALLED)
 
 # The site of docs/, in site/; an error where a link or a name of the reference is broken.
 docs: $(INSTALLED)
-	$(RUN) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 # Half an hour. The other libraries are measured where their environments are installed:
 # python benchmarks/peers.py --install.

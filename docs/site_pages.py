@@ -76,7 +76,7 @@ def notebook_page(text):
         for output in cell["outputs"]:
             if output["output_type"] == "stream":
                 lines = "".join(output["text"]).splitlines()
-                wrapped = "\n".join(textwrap.fill(line, 88) for line in lines)
+                wrapped = "\n".join(textwrap.fill(line, 76) for line in lines)
                 blocks.append(f"```text\n{wrapped}\n```")
             elif "image/png" in output.get("data", {}):
                 png = "".join(output["data"]["image/png"]).replace("\n", "")
