@@ -5,7 +5,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3.10 python3 python; do \
 RUN := .venv/bin/python
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint bench faults report museum clean
+.PHONY: demo test lint docs bench faults report museum clean
 
 demo: $(INSTALLED)
 	$(RUN) bin/train.py --config=configs/digits.py --workdir=runs/demo/first
@@ -22,6 +22,10 @@ lint: $(INSTALLED)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# The site of docs/, in site/; an error where a link or a name of the reference is broken.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 # Half an hour. The other libraries are measured where their environments are installed:
 # python benchmarks/peers.py --install.
@@ -43,15 +47,15 @@ report: $(INSTALLED)
 museum: $(INSTALLED)
 	$(RUN) -m tests.museum.table docs/museum.md
 
-$(INSTALLED): requirements.txt setup.py
+$(INSTALLED): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "dpmix_tf needs Python 3.10 or 3.11 (tensorflow-privacy 0.9 asks for < 3.12)," >&2; \
 		echo "and none was found. Install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
 		exit 1; fi
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --upgrade pip  # older ones take hours to resolve this
-	$(RUN) -m pip install --quiet -e ".[dev]"
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
