@@ -54,7 +54,7 @@ class Numbers:
 
 def plan_for(count, batch, updates=1_000):
     """A plan; its noise does not matter here."""
-    return PrivacyPlan.for_noise(
+    return PrivacyPlan(
         noise_multiplier=1.0,
         delta=1e-9,
         num_examples=count,

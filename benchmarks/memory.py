@@ -50,7 +50,7 @@ def measure(name, batch):
     source = ArraySource(
         random.integers(0, 256, (count, *shape), dtype=np.uint8), np.arange(count) % 10
     )
-    plan = PrivacyPlan.for_noise(
+    plan = PrivacyPlan(
         noise_multiplier=1.0,
         delta=1e-6,
         num_examples=count,

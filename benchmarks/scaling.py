@@ -44,7 +44,7 @@ def work():
     random = np.random.default_rng(0)
     count = 8 * _BATCH.value
     images = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    plan = PrivacyPlan.for_noise(
+    plan = PrivacyPlan(
         noise_multiplier=1.0,
         delta=1e-6,
         num_examples=count,

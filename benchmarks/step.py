@@ -73,7 +73,7 @@ def forward_pass(network, count):
 
 def private_step(network, make_views, examples):
     """A whole private update of DPMixModel on `examples` random images."""
-    plan = PrivacyPlan.for_noise(
+    plan = PrivacyPlan(
         noise_multiplier=1.0,
         delta=1e-6,
         num_examples=50_000,

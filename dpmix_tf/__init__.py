@@ -28,12 +28,18 @@ if os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true"):
     )
 
 if TYPE_CHECKING:
-    from dpmix_tf import data, models, views
+    from dpmix_tf import auditing, data, models, views
     from dpmix_tf.data import ArraySource, ImageFolderSource, PoissonBatches
     from dpmix_tf.errors import BudgetExhaustedError, DPMixError
-    from dpmix_tf.privacy import PrivacyPlan
+    from dpmix_tf.privacy import Ledger, PrivacyPlan
     from dpmix_tf.synthetic import SyntheticPool
-    from dpmix_tf.training import DPMixModel, Trainer, default_config
+    from dpmix_tf.training import (
+        DPMixModel,
+        KalmanOptimizer,
+        LowPassOptimizer,
+        Trainer,
+        default_config,
+    )
 
 __version__ = "0.1.0"
 
@@ -43,13 +49,16 @@ _HOME = {
     "DPMixError": "errors",
     "DPMixModel": "training",
     "ImageFolderSource": "data",
+    "KalmanOptimizer": "training",
+    "Ledger": "privacy",
+    "LowPassOptimizer": "training",
     "PoissonBatches": "data",
     "PrivacyPlan": "privacy",
     "SyntheticPool": "synthetic",
     "Trainer": "training",
     "default_config": "training",
 }
-_MODULES = ("data", "models", "views")
+_MODULES = ("auditing", "data", "models", "views")
 
 __all__ = [
     "ArraySource",
@@ -57,10 +66,14 @@ __all__ = [
     "DPMixError",
     "DPMixModel",
     "ImageFolderSource",
+    "KalmanOptimizer",
+    "Ledger",
+    "LowPassOptimizer",
     "PoissonBatches",
     "PrivacyPlan",
     "SyntheticPool",
     "Trainer",
+    "auditing",
     "data",
     "default_config",
     "models",

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def plan_for(num_examples, *, batch=8, updates=10, noise=1.0, clip=1.0):
-    return PrivacyPlan.for_noise(
+    return PrivacyPlan(
         noise_multiplier=noise,
         delta=1e-5,
         num_examples=num_examples,

@@ -12,7 +12,7 @@ from keras.src.applications.convnext import ConvNeXt
 from configs import finetune
 from dpmix_tf.data import ArraySource, PoissonBatches, describe_dataset
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.models import build_network
+from dpmix_tf.models import build_network, encoders
 from dpmix_tf.privacy import Ledger
 from dpmix_tf.privacy.statement import state_guarantee
 from dpmix_tf.synthetic import SyntheticPool
@@ -22,7 +22,7 @@ from dpmix_tf.training.build import make_plan
 from dpmix_tf.training.optimizers import make_optimizer
 from dpmix_tf.views import make_views
 from tests.conftest import ROOT
-from tests.models.test_pretrained import SMALL, pretrained
+from tests.models.test_pretrained import SMALL
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 # Pools are no runs; these are tried below and in training/test_fine_tuning.py.
@@ -31,9 +31,9 @@ PUBLISHED_SIZES = {"cifar10": 50_000, "digits": 1294}
 
 
 SMALLEST = SMALL | {
-    "convnext_base": pretrained.Encoder(
+    "convnext_base": encoders.Encoder(
         32,
-        pretrained._convnext(
+        encoders._convnext(
             functools.partial(
                 ConvNeXt,
                 depths=[1] * 4,
@@ -120,7 +120,7 @@ def test_published_fine_tuning_makes_its_plan_and_one_update(what, monkeypatch):
     if (data, arm) == ("cifar10", "dp_mix_diff"):
         config.network.image_size = 64
     else:
-        monkeypatch.setitem(pretrained.ENCODERS, encoder, SMALLEST[encoder])
+        monkeypatch.setitem(encoders.ENCODERS, encoder, SMALLEST[encoder])
     one_update(config, shape, classes)
 
 

@@ -15,7 +15,7 @@ from tests.conftest import tiny_network
 
 
 def numpy_plan():
-    return PrivacyPlan.for_noise(
+    return PrivacyPlan(
         noise_multiplier=np.float32(1.0),
         delta=np.float64(1e-5),
         num_examples=np.int64(40),
@@ -27,7 +27,7 @@ def numpy_plan():
 
 
 def python_plan():
-    return PrivacyPlan.for_noise(
+    return PrivacyPlan(
         noise_multiplier=1.0,
         delta=1e-5,
         num_examples=40,

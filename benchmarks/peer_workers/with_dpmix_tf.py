@@ -25,7 +25,7 @@ def main(path):
     work = worker.load(path)
     examples, count = work.views.shape[:2]
     views, labels = tf.constant(work.views), tf.constant(work.labels)
-    plan = PrivacyPlan.for_noise(
+    plan = PrivacyPlan(
         noise_multiplier=worker.NOISE_MULTIPLIER,
         clip_norm=worker.CLIP_NORM,
         delta=1e-6,

@@ -6,8 +6,8 @@ import numpy as np
 from scipy import special
 
 from dpmix_tf.auditing.bounds import Roc, check_confidence, roc
+from dpmix_tf.pixels import as_float
 from dpmix_tf.training.restore import restore_data, restore_network
-from dpmix_tf.views.maker import as_float
 
 _MOST_MEMBERS = 5_000  # of each side
 

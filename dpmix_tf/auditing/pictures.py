@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from dpmix_tf import plotting
 from dpmix_tf.auditing.bounds import Roc
 from dpmix_tf.files import write_atomic
 from dpmix_tf.privacy.plan import round_up
@@ -32,11 +33,7 @@ def draw_rocs(
       path: PNG file to write.
       claimed: (epsilon, delta), above whose line no true rate may lie.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = plotting.pyplot()
     figure, axes = pyplot.subplots(figsize=(5.5, 5))
     styles = ["-", "--", "-.", ":"]
     for (name, curve), style in zip(rocs.items(), styles, strict=False):

@@ -13,6 +13,7 @@ import warnings
 
 from absl import flags
 
+from dpmix_tf import plotting
 from dpmix_tf.cli import common
 from dpmix_tf.cli.startup import start_tensorflow
 from dpmix_tf.errors import DPMixError
@@ -96,7 +97,7 @@ def _solve() -> PrivacyPlan:
         )
 
     def plan(**changes) -> PrivacyPlan:
-        return PrivacyPlan.for_noise(
+        return PrivacyPlan(
             **{
                 "noise_multiplier": _NOISE.value,
                 "delta": _DELTA.value,
@@ -143,11 +144,7 @@ def draw_curve(plan: PrivacyPlan, path: str) -> None:
     """Draws epsilon against updates, by both accountants, as a PNG."""
     import dataclasses
 
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = plotting.pyplot()
     count = min(plan.updates, 25)
     updates = sorted({max(1, plan.updates * i // count) for i in range(count + 1)})
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")

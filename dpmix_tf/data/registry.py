@@ -21,14 +21,12 @@ class Dataset:
     """A data set's three parts. Validation is never cut from test.
 
     Attributes:
-      name: the registry's name.
       train: private examples to learn from.
       validation: private examples for choosing hyperparameters; None if not wanted.
       test: examples for the final number.
       skipped: why files of an image folder were passed over -> how many were.
     """
 
-    name: str
     train: ExampleSource
     validation: ExampleSource | None
     test: ExampleSource
@@ -137,9 +135,7 @@ def load_dataset(
         validation = None
     elif validation is None:
         train, validation = _cut(train, validation_fraction, "validation")
-    return Dataset(
-        name=name, train=train, validation=validation, test=test, skipped=skipped
-    )
+    return Dataset(train=train, validation=validation, test=test, skipped=skipped)
 
 
 def describe_dataset(

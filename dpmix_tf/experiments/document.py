@@ -18,10 +18,9 @@ class Heading:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A paragraph, or with `code` lines to copy."""
+    """A paragraph."""
 
     text: str
-    code: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +57,7 @@ def write_markdown(document: Document, folder: Path) -> Path:
         if isinstance(part, Heading):
             blocks.append("#" * part.level + " " + part.text)
         elif isinstance(part, Text):
-            blocks.append(f"```\n{part.text}\n```" if part.code else part.text)
+            blocks.append(part.text)
         elif isinstance(part, Bullets):
             blocks.append("\n".join(f"- {item}" for item in part.items))
         elif isinstance(part, Table):
@@ -94,8 +93,7 @@ def _element(part) -> str:
     if isinstance(part, Heading):
         return f"<h{part.level}>{html.escape(part.text)}</h{part.level}>"
     if isinstance(part, Text):
-        tag = "pre" if part.code else "p"
-        return f"<{tag}>{html.escape(part.text)}</{tag}>"
+        return f"<p>{html.escape(part.text)}</p>"
     if isinstance(part, Bullets):
         items = "".join(f"<li>{html.escape(item)}</li>" for item in part.items)
         return f"<ul>{items}</ul>"

@@ -4,13 +4,10 @@ import io
 import itertools
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
-
-from dpmix_tf.experiments.study import exact  # noqa: E402
+from dpmix_tf.experiments.study import exact
+from dpmix_tf.plotting import pyplot
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; with a marker and a
 # dash each they are told apart in black and white too.
@@ -37,7 +34,7 @@ def draw_lines(
     Returns:
       A PNG file.
     """
-    figure, axis = pyplot.subplots(figsize=(5.4, 3.9), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(5.4, 3.9), layout="constrained")
     styles = zip(
         itertools.cycle(_COLOURS),
         itertools.cycle(_MARKERS),
@@ -82,7 +79,7 @@ def draw_classes(rows: Mapping[str, Sequence[float]], classes: Sequence[str]) ->
       A PNG file.
     """
     values = np.array(list(rows.values()), float)
-    figure, axis = pyplot.subplots(
+    figure, axis = pyplot().subplots(
         figsize=(1.4 + 0.42 * len(classes), 1.1 + 0.36 * len(rows)),
         layout="constrained",
     )
@@ -107,5 +104,5 @@ def _png(figure) -> bytes:
     buffer = io.BytesIO()
     # Without the version of matplotlib: equal data, equal files.
     figure.savefig(buffer, dpi=150, format="png", metadata={"Software": None})
-    pyplot.close(figure)
+    pyplot().close(figure)
     return buffer.getvalue()

@@ -8,6 +8,7 @@ from typing import Any
 
 from dpmix_tf.data import load_dataset
 from dpmix_tf.experiments import pictures
+from dpmix_tf.experiments.comparison import paired_difference, standard_error
 from dpmix_tf.experiments.document import (
     Bullets,
     Document,
@@ -18,7 +19,6 @@ from dpmix_tf.experiments.document import (
     write_html,
     write_markdown,
 )
-from dpmix_tf.experiments.statistics import paired_difference, standard_error
 from dpmix_tf.experiments.study import CHOSEN_BY, Run, Study, exact
 from dpmix_tf.files import local_path
 from dpmix_tf.privacy import accounting

@@ -3,7 +3,6 @@
 from dpmix_tf.models.convnet import convnet
 from dpmix_tf.models.data_format import require_channels_last
 from dpmix_tf.models.pretrained import (
-    embed_texts,
     pretrained,
     public_file,
     weights_digest,
@@ -12,6 +11,7 @@ from dpmix_tf.models.pretrained import (
 from dpmix_tf.models.registry import NETWORKS, build_network, network_arguments
 from dpmix_tf.models.scattering import Scattering, scattering_network
 from dpmix_tf.models.structure import count_activations, split_frozen_front
+from dpmix_tf.models.texts import embed_texts
 from dpmix_tf.models.validate import validate_network
 from dpmix_tf.models.vision_transformer import vision_transformer
 from dpmix_tf.models.wide_resnet import wide_resnet

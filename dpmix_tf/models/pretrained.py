@@ -1,159 +1,24 @@
 """Public pretrained encoders under a privately trained head."""
 
-import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import h5py
 import keras
-import keras_cv
 import numpy as np
-import tensorflow as tf
 from keras import layers
-from keras_cv.models.feature_extractor import CLIPImageEncoder, CLIPTextEncoder
-from keras_cv.models.stable_diffusion import SimpleTokenizer
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path
+from dpmix_tf.models.encoders import ENCODERS
 from dpmix_tf.models.resizing import BicubicResizing
 from dpmix_tf.models.structure import split_frozen_front
 from dpmix_tf.privacy.ledger import Ledger, record_history
-from dpmix_tf.weights import digest, load_weights
+from dpmix_tf.weights import digest
 
-# What CLIP's images were normalised with (Radford et al. 2021), of values in [0, 1].
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _HOW_MUCH = ("head", "last_blocks", "all")
-
-
-def _clip(sizes: dict[str, int], preset: str):
-    """The image tower of KerasCV's CLIP."""
-
-    def build(size, weights):
-        tower = CLIPImageEncoder(input_resolution=size, **sizes)
-        tower.build((None, size, size, 3))
-        if weights == "preset":
-            weights = _downloaded(preset)
-        if weights is not None:
-            _load_tower(tower, weights)
-        # Layer by layer, so that each block can be trained or left, and saved.
-        images = keras.Input((size, size, 3))
-        std = np.asarray(_CLIP_STD)
-        x = layers.Rescaling(1 / std, -np.asarray(_CLIP_MEAN) / std)(images)
-        x = tower.pre_norm(tower.embeddings(x))
-        for block in tower.encoder.resblocks:
-            x = block(x)
-        x = layers.Lambda(_first_token, output_shape=_first_token_shape)(x)
-        x = tower.image_projector(tower.post_norm(x))
-        *blocks, last = ([block] for block in tower.encoder.resblocks)
-        last += [tower.post_norm, tower.image_projector]
-        return keras.Model(images, x, name=tower.name), [*blocks, last]
-
-    return build
-
-
-@keras.saving.register_keras_serializable(package="dpmix_tf")
-def _first_token(x):
-    return x[:, 0]
-
-
-@keras.saving.register_keras_serializable(package="dpmix_tf")
-def _first_token_shape(shape):
-    return (shape[0], shape[2])
-
-
-def _downloaded(preset: str) -> str:
-    """Path of a KerasCV preset's weights."""
-    import kagglehub  # what KerasCV itself downloads presets with; slow to import
-
-    handle = keras_cv.models.CLIP.presets[preset]["kaggle_handle"]
-    try:
-        return kagglehub.model_download(
-            handle.removeprefix("kaggle://"), "model.weights.h5"
-        )
-    except Exception as error:  # whatever the transport raises
-        raise DPMixError(
-            f"The weights of {preset!r} cannot be downloaded "
-            f"({type(error).__name__}: {str(error)[:200]}). Without a network, give "
-            "the file with --config.network.weights=PATH."
-        ) from error
-
-
-class _Clip(keras.Model):
-    """One tower, where KerasCV's CLIP has it: for a weights file of both."""
-
-    def __init__(self, **tower):
-        super().__init__(name="clip")
-        for name, network in tower.items():
-            setattr(self, name, network)
-        self.built = True
-
-
-def _load_tower(tower: CLIPImageEncoder, path: str) -> None:
-    """Loads a weights file of KerasCV's CLIP, or of its image tower alone."""
-    whole = False
-    with contextlib.suppress(OSError), h5py.File(path) as file:
-        whole = "image_encoder" in file
-    load_weights(_Clip(image_encoder=tower) if whole else tower, path)
-
-
-def _convnext(application: Callable[..., keras.Model]):
-    """An encoder of keras.applications, which normalises for itself."""
-
-    def build(size, weights):
-        images = keras.Input((size, size, 3))
-        try:
-            network = application(
-                include_top=False,
-                weights="imagenet" if weights == "preset" else weights,
-                input_tensor=layers.Rescaling(255.0)(images),
-                pooling="avg",
-            )
-        except Exception as error:  # of the transport, of H5, of Keras
-            raise DPMixError(
-                f"{application.__name__} cannot be given the weights {weights!r} "
-                f"({type(error).__name__}: {str(error)[:200]}). Without a network, "
-                "give the file with --config.network.weights=PATH."
-            ) from error
-        blocks: dict[str, list[Any]] = {}
-        for layer in network.layers:  # "convnext_base_stage_0_block_0_..."
-            if "_block_" in layer.name:
-                name = "_".join(layer.name.split("_")[:6])
-            elif not blocks:
-                continue  # the stem
-            blocks.setdefault(name, []).append(layer)
-        return network, list(blocks.values())
-
-    return build
-
-
-class Encoder(NamedTuple):
-    """A published encoder.
-
-    Attributes:
-      size: height and width of its images, pixels.
-      build: (size; weights: a path, "preset" or None for random ones) -> network,
-        images in [0, 1] -> features; and its layers after the stem, in blocks.
-    """
-
-    size: int
-    build: Callable[[int, str | None], tuple[keras.Model, list[list[Any]]]]
-
-
-_VIT_B = {"width": 768, "num_layers": 12, "heads": 12, "output_dim": 512}
-ENCODERS = {
-    "clip_vit_b16": Encoder(
-        224, _clip(_VIT_B | {"patch_size": 16}, "clip-vit-base-patch16")
-    ),
-    "clip_vit_b32": Encoder(
-        224, _clip(_VIT_B | {"patch_size": 32}, "clip-vit-base-patch32")
-    ),
-    "convnext_base": Encoder(256, _convnext(keras.applications.ConvNeXtBase)),
-    "convnext_tiny": Encoder(224, _convnext(keras.applications.ConvNeXtTiny)),
-}
 
 
 def _from_file(path: str, size: int | None) -> tuple[keras.Model, list[list[Any]]]:
@@ -425,55 +290,3 @@ def _zero_shot(path: str, shape: tuple[int, int]) -> np.ndarray:
     texts = texts / np.linalg.norm(texts, axis=1, keepdims=True)
     # CLIP's logits are 100 times the cosine; features here have length sqrt(d).
     return np.float32(100.0 / shape[1] ** 0.5 * texts.T)
-
-
-_TEXT_TOWER = {
-    "transformer_width": 512,
-    "transformer_layers": 12,
-    "transformer_heads": 8,
-    "vocab_size": 49408,
-    "embed_dim": 512,
-    "context_length": 77,
-}
-
-
-def embed_texts(
-    texts: Sequence[str], *, weights: str, vocabulary: str | None = None
-) -> np.ndarray:
-    """Embeds texts, such as "a photo of a cat", by the text tower of CLIP ViT-B.
-
-    Saved with np.save, one a class in the data's order, they are `pretrained`'s
-    text_embeddings: the head starts as the zero-shot classifier.
-
-    Args:
-      texts: n of them.
-      weights: "preset" or the path of KerasCV's weights of both towers (H5).
-      vocabulary: path of CLIP's byte-pair vocabulary; default KerasCV downloads it.
-
-    Returns:
-      float32 [n,512].
-
-    Raises:
-      DPMixError: weights that cannot be had, or a text longer than 77 tokens.
-    """
-    tower = CLIPTextEncoder(**_TEXT_TOWER)
-    tower.build((None, tower.context_length))
-    if weights == "preset":
-        weights = _downloaded("clip-vit-base-patch16")
-    load_weights(_Clip(text_encoder=tower), weights)
-    if vocabulary is not None:
-        vocabulary = str(local_path(vocabulary, "The vocabulary"))
-    encoded = [SimpleTokenizer(vocabulary).encode(text) for text in texts]
-    longest = max(map(len, encoded))
-    if longest > tower.context_length:
-        raise DPMixError(
-            f"A text is {longest} tokens long; CLIP reads {tower.context_length}."
-        )
-    tokens = np.array([code + [0] * (longest - len(code)) for code in encoded])
-    x = tower.token_embedding(tokens)
-    x += tower.positional_embedding(np.arange(longest))
-    # No token sees later ones. (The tower's own call adds 1 to their scores instead.)
-    later = np.triu(np.full((longest, longest), -1e9, np.float32), k=1)
-    x = tower.ln_final(tower.encoder(x, causal_attention_mask=later))
-    ends = np.array([len(code) - 1 for code in encoded])
-    return np.asarray(tower.text_projector(tf.gather(x, ends, batch_dims=1)))

@@ -130,31 +130,6 @@ class PrivacyPlan:
             warnings.simplefilter("ignore")  # delta was warned about just above
             return dataclasses.replace(plan, noise_multiplier=noise_multiplier)
 
-    @classmethod
-    def for_noise(
-        cls,
-        *,
-        noise_multiplier: float,
-        delta: float,
-        num_examples: int,
-        expected_batch_size: float,
-        updates: int,
-        clip_norm: float = 1.0,
-        accountant: str = "pld",
-        sensitivity: float = 1.0,
-    ) -> "PrivacyPlan":
-        """Takes the noise as given; `epsilon()` says what it buys. 0 buys nothing."""
-        return cls(
-            num_examples=num_examples,
-            expected_batch_size=expected_batch_size,
-            updates=updates,
-            noise_multiplier=noise_multiplier,
-            delta=delta,
-            clip_norm=clip_norm,
-            accountant=accountant,
-            sensitivity=sensitivity,
-        )
-
     @property
     def sampling_probability(self) -> float:
         """The q with which every example joins every batch, independently."""

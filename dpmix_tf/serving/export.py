@@ -23,13 +23,13 @@ from dpmix_tf.files import (
     write_folder_atomic,
 )
 from dpmix_tf.images import to_png
+from dpmix_tf.pixels import as_float
 from dpmix_tf.privacy import Ledger
 from dpmix_tf.serving.privacy_card import exported_versions, make_card, write_card
 from dpmix_tf.serving.signatures import add_signatures, probabilities_of
 from dpmix_tf.serving.warmup import FILE, read_warmup, write_warmup
 from dpmix_tf.training import restore_network
 from dpmix_tf.training.workdir import final_event, read_json, recorded_ledger
-from dpmix_tf.views.maker import as_float
 
 _TOLERANCE = 1e-5  # between probabilities that ought to be equal
 _TRIED = 8  # images on which a model is tried before it is let out

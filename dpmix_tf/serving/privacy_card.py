@@ -10,7 +10,7 @@ import jsonschema
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path, write_text_atomic
-from dpmix_tf.models.pretrained import ENCODERS
+from dpmix_tf.models.encoders import ENCODERS
 from dpmix_tf.privacy import Ledger, PrivacyPlan
 from dpmix_tf.privacy.ledger import CHOSEN, SHARED, SYSTEM
 from dpmix_tf.privacy.plan import finite_or_none, round_up

@@ -9,8 +9,8 @@ import keras
 import tensorflow as tf
 
 from dpmix_tf.images import MOST_PIXELS, TWELVE_BITS
+from dpmix_tf.pixels import as_float
 from dpmix_tf.serving import orientation
-from dpmix_tf.views.maker import as_float
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"

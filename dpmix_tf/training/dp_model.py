@@ -10,6 +10,7 @@ from absl import logging
 from dpmix_tf.data import Batch, ExampleSource, PoissonBatches, in_order
 from dpmix_tf.errors import DivergedError, DPMixError
 from dpmix_tf.models import validate_network
+from dpmix_tf.pixels import as_float
 from dpmix_tf.privacy import Ledger, PrivacyPlan, ledger, randomness
 from dpmix_tf.privacy.account import Account
 from dpmix_tf.privacy.plan import round_up
@@ -22,7 +23,6 @@ from dpmix_tf.training.optimizers import check_compile, check_optimizer
 from dpmix_tf.training.private_step import PrivateStep, as_batch
 from dpmix_tf.training.saving import Saving
 from dpmix_tf.views import Views
-from dpmix_tf.views.maker import as_float
 
 # float16 is not among them: it needs loss scaling.
 _COMPUTE_DTYPES = ("float32", "bfloat16")

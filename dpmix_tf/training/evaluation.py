@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from dpmix_tf.data import ExampleSource, ordered_batches
-from dpmix_tf.views.maker import as_float
+from dpmix_tf.pixels import as_float
 
 
 class Accuracy(NamedTuple):

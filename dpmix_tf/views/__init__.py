@@ -1,14 +1,15 @@
 """One private example in, K views out."""
 
 from dpmix_tf.views.base import Records, Views
-from dpmix_tf.views.maker import (
-    ViewMaker,
+from dpmix_tf.views.maker import ViewMaker
+from dpmix_tf.views.naive import NaiveMixup
+from dpmix_tf.views.presets import (
     dp_mix_diff,
     dp_mix_self,
+    naive_mixup,
     no_augmentation,
     self_aug,
 )
-from dpmix_tf.views.naive import NaiveMixup, naive_mixup
 from dpmix_tf.views.registry import count_views, from_dict, kind_of, make_views
 
 __all__ = [

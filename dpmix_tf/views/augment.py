@@ -7,6 +7,7 @@ its example's seed: the same seed gives the same views, whatever else is in the 
 in any order, before or after a crash.
 """
 
+import functools
 from collections.abc import Callable
 
 import keras
@@ -126,61 +127,61 @@ def _reflect(index: tf.Tensor, size: int) -> tf.Tensor:
     return size - 1 - tf.abs(size - 1 - tf.abs(index))
 
 
+def _color_jitter() -> keras.layers.Layer:
+    return keras_cv.layers.RandomColorJitter((0, 1), 0.2, 0.2, 0.2, 0.05)
+
+
+def _crop_and_resize(image_shape: tuple[int, int, int]) -> keras.layers.Layer:
+    return keras_cv.layers.RandomCropAndResize(
+        image_shape[:2], (0.5, 1.0), (3 / 4, 4 / 3)
+    )
+
+
+# Name -> KerasCV layers for an image shape and padding, for pixel values in [0, 1].
+_LAYERS: dict[str, Callable[[tuple[int, int, int], int], list[keras.layers.Layer]]] = {
+    "none": lambda shape, padding: [],
+    "affine": lambda shape, padding: [
+        keras_cv.layers.RandomRotation(10 / 360, fill_mode="reflect"),
+        keras_cv.layers.RandomTranslation(1 / 16, 1 / 16, fill_mode="reflect"),
+    ],
+    "flip": lambda shape, padding: [keras_cv.layers.RandomFlip("horizontal")],
+    "crop": lambda shape, padding: [ReflectCrop(padding)],
+    "crop_flip": lambda shape, padding: [ReflectCrop(padding, flip=True)],
+    "crop_flip_color": lambda shape, padding: [
+        ReflectCrop(padding, flip=True),
+        _color_jitter(),
+    ],
+    "crop_flip_cutout": lambda shape, padding: [
+        ReflectCrop(padding, flip=True),
+        keras_cv.layers.RandomCutout(0.5, 0.5),
+    ],
+    "randaugment": lambda shape, padding: [
+        ReflectCrop(padding, flip=True),
+        keras_cv.layers.RandAugment((0, 1), augmentations_per_image=2, magnitude=0.3),
+    ],
+    "resized_crop_flip": lambda shape, padding: [
+        _crop_and_resize(shape),
+        keras_cv.layers.RandomFlip("horizontal"),
+    ],
+}
+AUGMENTATIONS = tuple(_LAYERS)
+
+
 def _layers_of(
     name: str, image_shape: tuple[int, int, int], padding: int
 ) -> list[keras.layers.Layer]:
-    """The KerasCV layers of a named augmentation, for pixel values in [0, 1]."""
-    cv = keras_cv.layers
-    height, width, _ = image_shape
-    layers: dict[str, Callable[[], list[keras.layers.Layer]]] = {
-        "none": lambda: [],
-        "flip": lambda: [cv.RandomFlip("horizontal")],
-        "affine": lambda: [
-            cv.RandomRotation(10 / 360, fill_mode="reflect"),
-            cv.RandomTranslation(1 / 16, 1 / 16, fill_mode="reflect"),
-        ],
-        "crop": lambda: [ReflectCrop(padding)],
-        "crop_flip": lambda: [ReflectCrop(padding, flip=True)],
-        "resized_crop_flip": lambda: [
-            cv.RandomCropAndResize((height, width), (0.5, 1.0), (3 / 4, 4 / 3)),
-            cv.RandomFlip("horizontal"),
-        ],
-        "crop_flip_cutout": lambda: [
-            ReflectCrop(padding, flip=True),
-            cv.RandomCutout(0.5, 0.5),
-        ],
-        "crop_flip_color": lambda: [
-            ReflectCrop(padding, flip=True),
-            cv.RandomColorJitter((0, 1), 0.2, 0.2, 0.2, 0.05),
-        ],
-        "randaugment": lambda: [
-            ReflectCrop(padding, flip=True),
-            cv.RandAugment((0, 1), augmentations_per_image=2, magnitude=0.3),
-        ],
-    }
-    if name not in layers:
+    """The KerasCV layers of a named augmentation."""
+    if name not in _LAYERS:
         raise DPMixError(
-            f"augment must be one of {', '.join(sorted(layers))}; received: {name!r}."
+            f"augment must be one of {', '.join(AUGMENTATIONS)}; received: {name!r}."
         )
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")  # whatever networks are built under
     try:
-        return layers[name]()
+        return _LAYERS[name](image_shape, padding)
     finally:
         keras.config.set_dtype_policy(before)
 
-
-AUGMENTATIONS = (
-    "none",
-    "affine",
-    "flip",
-    "crop",
-    "crop_flip",
-    "crop_flip_color",
-    "crop_flip_cutout",
-    "randaugment",
-    "resized_crop_flip",
-)
 
 # Colour operations read pixel values as lying in [0, 1]; geometry does not look at
 # them.
@@ -276,3 +277,11 @@ class Augmentation:
 
 def _is_vectorized(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, keras_cv.layers.VectorizedBaseImageAugmentationLayer)
+
+
+@functools.lru_cache(maxsize=64)
+def augmentation(
+    name: str, image_shape: tuple[int, int, int], padding: int
+) -> Augmentation:
+    """The base augmentation of that name; the same one where it was made before."""
+    return Augmentation(name, image_shape, padding)

@@ -1,7 +1,6 @@
 """ViewMaker: one private example -> K views, of itself and of public images."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -9,11 +8,12 @@ import numpy as np
 import tensorflow as tf
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.pixels import as_float
 from dpmix_tf.privacy import randomness
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.values import hold_plain_values
 from dpmix_tf.views import mixers
-from dpmix_tf.views.augment import AUGMENTATIONS, Augmentation
+from dpmix_tf.views.augment import AUGMENTATIONS, augmentation
 from dpmix_tf.views.base import Records
 
 # Uniform numbers that a mixed view uses besides its mixer's: two partners and lambda.
@@ -370,62 +370,6 @@ class _Numbers(NamedTuple):
     synthetic: tf.Tensor
 
 
-def no_augmentation() -> ViewMaker:
-    """One view, the example itself: plain DP-SGD."""
-    return ViewMaker()
-
-
-def self_aug(
-    *, base: int = 16, augment: str = "crop_flip", padding: int = 4
-) -> ViewMaker:
-    """Augmentation multiplicity (De et al. 2022): `base` augmented copies."""
-    return ViewMaker(base=base, augment=augment, padding=padding)
-
-
-def dp_mix_self(
-    *,
-    base: int = 16,
-    mixed: int = 18,
-    alpha: float = 0.2,
-    mixer: str = "mixup",
-    augment: str = "crop_flip",
-    padding: int = 4,
-) -> ViewMaker:
-    """DP-Mix_Self (Bao et al. 2023): augmented copies, and blends of them."""
-    return ViewMaker(
-        base=base,
-        mixed=mixed,
-        alpha=alpha,
-        mixer=mixer,
-        augment=augment,
-        padding=padding,
-    )
-
-
-def dp_mix_diff(
-    *,
-    pool: SyntheticPool,
-    base: int = 16,
-    mixed: int = 18,
-    synthetic: int = 2,
-    alpha: float = 0.2,
-    mixer: str = "mixup",
-    augment: str = "crop_flip",
-    padding: int = 4,
-) -> ViewMaker:
-    """DP-Mix_Diff (Bao et al. 2023): the pool's images join the blends."""
-    return ViewMaker(
-        base=base,
-        mixed=mixed,
-        synthetic=synthetic,
-        alpha=alpha,
-        mixer=mixer,
-        augment=augment,
-        padding=padding,
-        pool=pool,
-    )
-
-
 # One number has 23 random bits, too few to draw evenly from a large pool.
 _INDEX_DRAWS = 2
 
@@ -455,19 +399,3 @@ def distinct(size: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
             taken |= drawn == other
         chosen.append(tf.where(taken, last, drawn))
     return tf.stack(chosen, axis=1)
-
-
-def as_float(images: tf.Tensor) -> tf.Tensor:
-    """uint8 images in [0, 255] -> float32 in [0, 1]; float images stay as they are."""
-    images = tf.convert_to_tensor(images)
-    if images.dtype == tf.uint8:
-        return tf.cast(images, tf.float32) / 255.0
-    return tf.cast(images, tf.float32)
-
-
-@functools.lru_cache(maxsize=64)
-def augmentation(
-    name: str, image_shape: tuple[int, int, int], padding: int
-) -> Augmentation:
-    """The base augmentation of that name; the same one where it was made before."""
-    return Augmentation(name, image_shape, padding)

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import tensorflow as tf
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.pixels import as_float, augmentation, check_settings
 from dpmix_tf.privacy import randomness
 from dpmix_tf.values import hold_plain_values
 from dpmix_tf.views import mixers
 from dpmix_tf.views.base import Records
-from dpmix_tf.views.maker import as_float, augmentation, check_settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,12 +127,3 @@ class NaiveMixup:
             return views, weight * theirs[:, :, 0] + (1 - weight) * theirs[:, :, 1]
 
         return Records((tf.range(count),), make_views)
-
-
-def naive_mixup(
-    *, microbatch: int, alpha: float = 0.2, augment: str = "none", padding: int = 4
-) -> NaiveMixup:
-    """A blend of different examples, at twice the sensitivity; a weak baseline."""
-    return NaiveMixup(
-        microbatch=microbatch, alpha=alpha, augment=augment, padding=padding
-    )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dpmix_tf import plotting
 from dpmix_tf.files import write_atomic
 from dpmix_tf.privacy import randomness
 from dpmix_tf.views.maker import ViewMaker, as_float
@@ -33,11 +34,7 @@ def draw_views(
       seed: of the views.
       path: PNG file to write.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = plotting.pyplot()
     key = randomness.derive(seed, "views")
     one_hot = np.eye(len(class_names), dtype=np.float32)[label]
     everything = dataclasses.replace(make_views, only_mixed=False)

@@ -113,7 +113,7 @@ def test_scores_that_tell_nothing_are_refused():
         one_run_bound(np.array([0, np.nan, 1]), included, delta=1e-5)
     with pytest.raises(DPMixError, match="on one side"):
         one_run_bound(np.zeros(3), np.ones(3, bool), delta=1e-5)
-    plan = PrivacyPlan.for_noise(
+    plan = PrivacyPlan(
         noise_multiplier=0.0,
         delta=1e-5,
         num_examples=10,

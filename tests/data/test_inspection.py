@@ -12,7 +12,7 @@ from dpmix_tf.errors import DPMixError
 
 def dataset(images, labels, names=("cat", "dog")):
     source = ArraySource(images, labels, names)
-    return Dataset(name="own", train=source, validation=None, test=source)
+    return Dataset(train=source, validation=None, test=source)
 
 
 def images(count=8):

@@ -13,7 +13,7 @@ from keras_cv.models.feature_extractor import CLIPImageEncoder, CLIPTextEncoder
 from dpmix_tf import views
 from dpmix_tf.data import ArraySource, PoissonBatches
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.models import split_frozen_front, validate_network
+from dpmix_tf.models import embed_texts, encoders, split_frozen_front, validate_network
 from dpmix_tf.models.resizing import BicubicResizing
 from dpmix_tf.privacy import Ledger
 from dpmix_tf.training import DPMixModel
@@ -38,11 +38,11 @@ TEXT_SIZES = {
 }
 # The real classes, with less in them.
 SMALL = {
-    "clip_vit_b16": pretrained.Encoder(
-        48, pretrained._clip(CLIP_SIZES, "clip-vit-base-patch16")
+    "clip_vit_b16": encoders.Encoder(
+        48, encoders._clip(CLIP_SIZES, "clip-vit-base-patch16")
     ),
-    "convnext_base": pretrained.Encoder(
-        32, pretrained._convnext(keras.applications.ConvNeXtTiny)
+    "convnext_base": encoders.Encoder(
+        32, encoders._convnext(keras.applications.ConvNeXtTiny)
     ),
 }
 
@@ -50,7 +50,7 @@ SMALL = {
 @pytest.fixture(autouse=True)
 def small_encoders(monkeypatch):
     for name, encoder in SMALL.items():
-        monkeypatch.setitem(pretrained.ENCODERS, name, encoder)
+        monkeypatch.setitem(encoders.ENCODERS, name, encoder)
 
 
 def build(encoder, channels=3, **settings):
@@ -160,7 +160,7 @@ def test_clips_tower_is_kerascvs():
         assert weight.shape == other.shape
         weight.assign(other)
     images = some_images(2, 32, 32, 3)
-    mean, std = (np.float32(v) for v in (pretrained._CLIP_MEAN, pretrained._CLIP_STD))
+    mean, std = (np.float32(v) for v in (encoders._CLIP_MEAN, encoders._CLIP_STD))
     np.testing.assert_allclose(
         inner(images), tower((images - mean) / std), rtol=1e-4, atol=1e-5
     )
@@ -179,14 +179,14 @@ def test_clips_weights_come_from_a_file(both, tmp_path):
     tower = CLIPImageEncoder(input_resolution=48, **CLIP_SIZES)
     tower.build((None, 48, 48, 3))
     path = tmp_path / "clip.weights.h5"
-    (pretrained._Clip(image_encoder=tower) if both else tower).save_weights(path)
+    (encoders.ClipWeights(image_encoder=tower) if both else tower).save_weights(path)
     with h5py.File(path) as file:
         assert ("image_encoder" in file) == both
     digest = pretrained.weights_digest("clip_vit_b16", str(path))
     network = build("clip_vit_b16", weights=str(path), sha256=digest)
     inner = next(a for a in network.layers if isinstance(a, keras.Model))
     images = some_images(1, 48, 48, 3)
-    mean, std = (np.float32(v) for v in (pretrained._CLIP_MEAN, pretrained._CLIP_STD))
+    mean, std = (np.float32(v) for v in (encoders._CLIP_MEAN, encoders._CLIP_STD))
     np.testing.assert_allclose(
         inner(images), tower((images - mean) / std), rtol=1e-4, atol=1e-5
     )
@@ -385,14 +385,14 @@ def test_texts_start_the_head_as_the_zero_shot_classifier(tmp_path):
 
 @pytest.mark.skipif(not VOCABULARY.exists(), reason="needs CLIP's vocabulary")
 def test_texts_are_embedded_one_by_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained, "_TEXT_TOWER", TEXT_SIZES)
+    monkeypatch.setattr("dpmix_tf.models.texts._TEXT_TOWER", TEXT_SIZES)
     tower = CLIPTextEncoder(**TEXT_SIZES)
     tower.build((None, 77))
     path = str(tmp_path / "clip.weights.h5")
-    pretrained._Clip(text_encoder=tower).save_weights(path)
+    encoders.ClipWeights(text_encoder=tower).save_weights(path)
 
     def embed(*texts):
-        return pretrained.embed_texts(texts, weights=path, vocabulary=str(VOCABULARY))
+        return embed_texts(texts, weights=path, vocabulary=str(VOCABULARY))
 
     both = embed("a photo of a cat", "a satellite photo of a very wide river")
     assert both.shape == (2, 24) and not np.allclose(both[0], both[1])

@@ -69,14 +69,14 @@ def test_calibrated_noise_never_spends_more_than_the_target(target, q):
 
 
 def test_epsilon_grows_with_every_update_and_starts_at_zero():
-    plan = PrivacyPlan.for_noise(noise_multiplier=2.0, updates=50, **PUBLISHED)
+    plan = PrivacyPlan(noise_multiplier=2.0, updates=50, **PUBLISHED)
     spent = [plan.epsilon(updates) for updates in (0, 1, 10, 50)]
     assert spent[0] == 0
     assert spent == sorted(spent) and len(set(spent)) == 4
 
 
 def test_no_noise_is_no_privacy():
-    plan = PrivacyPlan.for_noise(noise_multiplier=0.0, updates=1, **PUBLISHED)
+    plan = PrivacyPlan(noise_multiplier=0.0, updates=1, **PUBLISHED)
     assert math.isinf(plan.epsilon())
     assert "NOT differentially private" in state_guarantee(Ledger.planned(plan), plan)
 

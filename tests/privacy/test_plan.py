@@ -39,7 +39,7 @@ GOOD = dict(
 )
 def test_values_out_of_range_are_refused_by_name(field, value, words):
     with pytest.raises(DPMixError, match=words):
-        PrivacyPlan.for_noise(**{**GOOD, field: value})
+        PrivacyPlan(**{**GOOD, field: value})
 
 
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, float("inf"), float("nan")])
@@ -55,26 +55,26 @@ def stated(plan, updates=None):
 
 def test_delta_as_large_as_one_example_in_n_is_warned_about():
     with pytest.warns(UserWarning, match="not below 1/num_examples"):
-        PrivacyPlan.for_noise(**{**GOOD, "delta": 1e-3})
+        PrivacyPlan(**{**GOOD, "delta": 1e-3})
 
 
 def test_a_plan_cannot_be_changed():
-    plan = PrivacyPlan.for_noise(**GOOD)
+    plan = PrivacyPlan(**GOOD)
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.noise_multiplier = 0.1
 
 
 def test_sampling_probability_is_the_expected_share():
-    assert PrivacyPlan.for_noise(**GOOD).sampling_probability == 0.1
+    assert PrivacyPlan(**GOOD).sampling_probability == 0.1
 
 
 def test_a_plan_survives_json():
-    plan = PrivacyPlan.for_noise(**GOOD)
+    plan = PrivacyPlan(**GOOD)
     assert PrivacyPlan(**json.loads(json.dumps(plan.to_dict()))) == plan
 
 
 def test_the_statement_says_guarantee_adjacency_assumptions_and_limits():
-    plan = PrivacyPlan.for_noise(**GOOD)
+    plan = PrivacyPlan(**GOOD)
     text = stated(plan, 4)
     assert f"after {4} updates" in text
     assert "adding or removing one example" in text
@@ -85,7 +85,7 @@ def test_the_statement_says_guarantee_adjacency_assumptions_and_limits():
 
 
 def test_an_epsilon_that_cannot_be_computed_is_no_guarantee():
-    plan = PrivacyPlan.for_noise(
+    plan = PrivacyPlan(
         **{**GOOD, "accountant": "pld", "delta": 1e-18, "noise_multiplier": 1.0}
     )
     assert plan.epsilon() == float("inf")
@@ -98,6 +98,6 @@ def test_a_lower_bound_is_never_rounded_up():
 
 
 def test_the_statement_never_rounds_epsilon_down():
-    plan = PrivacyPlan.for_noise(**GOOD)
+    plan = PrivacyPlan(**GOOD)
     shown = float(stated(plan).split("epsilon = ")[1].split(",")[0])
     assert plan.epsilon() <= shown <= plan.epsilon() + 1e-3

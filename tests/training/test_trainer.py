@@ -60,7 +60,7 @@ def test_a_run_writes_what_it_did_and_spent(finished):
     assert {"test_accuracy", "test_accuracy_ema", "epsilon"} <= result.keys()
     assert [event["updates"] for event in events(workdir)] == [4, 8, 8]
     spent = read(workdir, "privacy.json")
-    plan = PrivacyPlan.for_noise(
+    plan = PrivacyPlan(
         noise_multiplier=spent["noise_multiplier"],
         delta=1e-4,
         num_examples=1294,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dpmix_tf.experiments.statistics import paired_difference, standard_error
+from dpmix_tf.experiments.comparison import paired_difference, standard_error
 from dpmix_tf.privacy import PrivacyPlan, accounting
 
 

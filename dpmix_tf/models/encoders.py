@@ -1,0 +1,150 @@
+"""Published image encoders: built here, block by block, on their published weights."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import h5py
+import keras
+import keras_cv
+import numpy as np
+from keras import layers
+from keras_cv.models.feature_extractor import CLIPImageEncoder
+
+from dpmix_tf.errors import DPMixError
+from dpmix_tf.weights import load_weights
+
+# What CLIP's images were normalised with (Radford et al. 2021), of values in [0, 1].
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def _clip(sizes: dict[str, int], preset: str):
+    """The image tower of KerasCV's CLIP."""
+
+    def build(size, weights):
+        tower = CLIPImageEncoder(input_resolution=size, **sizes)
+        tower.build((None, size, size, 3))
+        if weights == "preset":
+            weights = download_weights(preset)
+        if weights is not None:
+            _load_tower(tower, weights)
+        # Layer by layer, so that each block can be trained or left, and saved.
+        images = keras.Input((size, size, 3))
+        std = np.asarray(_CLIP_STD)
+        x = layers.Rescaling(1 / std, -np.asarray(_CLIP_MEAN) / std)(images)
+        x = tower.pre_norm(tower.embeddings(x))
+        for block in tower.encoder.resblocks:
+            x = block(x)
+        x = layers.Lambda(_first_token, output_shape=_first_token_shape)(x)
+        x = tower.image_projector(tower.post_norm(x))
+        *blocks, last = ([block] for block in tower.encoder.resblocks)
+        last += [tower.post_norm, tower.image_projector]
+        return keras.Model(images, x, name=tower.name), [*blocks, last]
+
+    return build
+
+
+@keras.saving.register_keras_serializable(package="dpmix_tf")
+def _first_token(x):
+    return x[:, 0]
+
+
+@keras.saving.register_keras_serializable(package="dpmix_tf")
+def _first_token_shape(shape):
+    return (shape[0], shape[2])
+
+
+def download_weights(preset: str) -> str:
+    """Returns the path of a KerasCV preset's weights.
+
+    Raises:
+      DPMixError: they cannot be downloaded.
+    """
+    import kagglehub  # what KerasCV itself downloads presets with; slow to import
+
+    handle = keras_cv.models.CLIP.presets[preset]["kaggle_handle"]
+    try:
+        return kagglehub.model_download(
+            handle.removeprefix("kaggle://"), "model.weights.h5"
+        )
+    except Exception as error:  # whatever the transport raises
+        raise DPMixError(
+            f"The weights of {preset!r} cannot be downloaded "
+            f"({type(error).__name__}: {str(error)[:200]}). Without a network, give "
+            "the file with --config.network.weights=PATH."
+        ) from error
+
+
+class ClipWeights(keras.Model):
+    """One tower, where KerasCV's CLIP has it: for a weights file of both."""
+
+    def __init__(self, **tower):
+        super().__init__(name="clip")
+        for name, network in tower.items():
+            setattr(self, name, network)
+        self.built = True
+
+
+def _load_tower(tower: CLIPImageEncoder, path: str) -> None:
+    """Loads a weights file of KerasCV's CLIP, or of its image tower alone."""
+    whole = False
+    with contextlib.suppress(OSError), h5py.File(path) as file:
+        whole = "image_encoder" in file
+    load_weights(ClipWeights(image_encoder=tower) if whole else tower, path)
+
+
+def _convnext(application: Callable[..., keras.Model]):
+    """An encoder of keras.applications, which normalises for itself."""
+
+    def build(size, weights):
+        images = keras.Input((size, size, 3))
+        try:
+            network = application(
+                include_top=False,
+                weights="imagenet" if weights == "preset" else weights,
+                input_tensor=layers.Rescaling(255.0)(images),
+                pooling="avg",
+            )
+        except Exception as error:  # of the transport, of H5, of Keras
+            raise DPMixError(
+                f"{application.__name__} cannot be given the weights {weights!r} "
+                f"({type(error).__name__}: {str(error)[:200]}). Without a network, "
+                "give the file with --config.network.weights=PATH."
+            ) from error
+        blocks: dict[str, list[Any]] = {}
+        for layer in network.layers:  # "convnext_base_stage_0_block_0_..."
+            if "_block_" in layer.name:
+                name = "_".join(layer.name.split("_")[:6])
+            elif not blocks:
+                continue  # the stem
+            blocks.setdefault(name, []).append(layer)
+        return network, list(blocks.values())
+
+    return build
+
+
+class Encoder(NamedTuple):
+    """A published encoder.
+
+    Attributes:
+      size: height and width of its images, pixels.
+      build: (size; weights: a path, "preset" or None for random ones) -> network,
+        images in [0, 1] -> features; and its layers after the stem, in blocks.
+    """
+
+    size: int
+    build: Callable[[int, str | None], tuple[keras.Model, list[list[Any]]]]
+
+
+_VIT_B = {"width": 768, "num_layers": 12, "heads": 12, "output_dim": 512}
+ENCODERS = {
+    "clip_vit_b16": Encoder(
+        224, _clip(_VIT_B | {"patch_size": 16}, "clip-vit-base-patch16")
+    ),
+    "clip_vit_b32": Encoder(
+        224, _clip(_VIT_B | {"patch_size": 32}, "clip-vit-base-patch32")
+    ),
+    "convnext_base": Encoder(256, _convnext(keras.applications.ConvNeXtBase)),
+    "convnext_tiny": Encoder(224, _convnext(keras.applications.ConvNeXtTiny)),
+}
