@@ -167,10 +167,7 @@ class ViewMaker:
         """Returns K of a maker with these attributes."""
         return mixed if only_mixed else base + synthetic + mixed
 
-    @property
-    def views_per_record(self) -> int:
-        """Views whose mean gradient is clipped as one: all of an example's."""
-        return self.views_per_example
+    views_per_record = views_per_example  # all of an example's are clipped as one
 
     def records(
         self,

@@ -7,11 +7,13 @@ from typing import Any, ClassVar
 import tensorflow as tf
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.pixels import as_float, augmentation, check_settings
+from dpmix_tf.pixels import as_float
 from dpmix_tf.privacy import randomness
 from dpmix_tf.values import hold_plain_values
 from dpmix_tf.views import mixers
+from dpmix_tf.views.augment import augmentation
 from dpmix_tf.views.base import Records
+from dpmix_tf.views.maker import check_settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

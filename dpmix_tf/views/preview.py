@@ -9,8 +9,9 @@ import numpy as np
 
 from dpmix_tf import plotting
 from dpmix_tf.files import write_atomic
+from dpmix_tf.pixels import as_float
 from dpmix_tf.privacy import randomness
-from dpmix_tf.views.maker import ViewMaker, as_float
+from dpmix_tf.views.maker import ViewMaker
 
 _COLUMNS = 9
 
