@@ -91,9 +91,10 @@ def _try(network: keras.Model) -> None:
     features: Any = images
     if front is not None:
         _refuse_idle_random_layers(front)
-        encode, effects = traced(front, images[0].shape, training=False)
+        _, effects = traced(front, images[0].shape, training=False)
         _refuse(network, effects)
-        features = tuple(encode(batch) for batch in images)
+        # Twice is too seldom for a traced function to pay.
+        features = tuple(front(batch, training=False) for batch in images)
     forward, effects = traced(rest, features[0].shape, training=True)
     _refuse(network, effects)
     if network.losses:
