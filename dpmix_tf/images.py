@@ -199,8 +199,8 @@ def exif_orientation(exif: bytes) -> int:
         return 1
 
     def number(at: int, size: int) -> int:
-        order = "little" if exif[:2] == b"II" else "big"
-        return int.from_bytes(exif[at : at + size], order)
+        part = exif[at : at + size]
+        return int.from_bytes(part, "little" if exif[:2] == b"II" else "big")
 
     first = number(4, 4) + 2
     last = min(first + 12 * number(first - 2, 2), len(exif))
@@ -241,7 +241,7 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
         image = turned
     elif re.search(r";16[BLN]'", kept):
         colours = [band for band in image.getbands() if band != "A"]
-        high = max(image.getchannel(band).getextrema()[1] for band in colours)
+        high = max(np.asarray(image.getchannel(band)).max() for band in colours)
         brightest = 256 * int(high) + 255
     else:
         return image

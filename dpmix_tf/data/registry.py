@@ -116,7 +116,8 @@ def load_dataset(
         )
     if channels not in (None, 1, 3):
         raise DPMixError(f"channels must be 1 (grey) or 3 (RGB), received: {channels}.")
-    validation, skipped = None, {}
+    validation: ExampleSource | None = None
+    skipped: Mapping[str, int] = {}
     if name == "digits":
         train, test = _digits()
     elif name in _TFDS:

@@ -192,7 +192,8 @@ class ArraySource(ExampleSource):
         self._images = images
         self._labels = labels.astype(np.int32)
         self.class_names = names
-        self.image_shape = tuple(images.shape[1:])
+        _, height, width, channels = images.shape
+        self.image_shape = (height, width, channels)
         self.image_dtype = images.dtype
 
     def __len__(self) -> int:

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import html
+import operator
 from pathlib import Path
 
 from dpmix_tf.files import write_atomic, write_text_atomic
@@ -70,7 +71,7 @@ def write_markdown(document: Document, folder: Path) -> Path:
             )
         else:
             name = f"{part.name}.png"
-            write_atomic(folder / name, lambda file, png=part.png: file.write(png))
+            write_atomic(folder / name, operator.methodcaller("write", part.png))
             blocks.append(f"![{part.description}]({name})")
     path = folder / "report.md"
     write_text_atomic(path, "\n\n".join(blocks) + "\n")

@@ -49,9 +49,9 @@ def draw_lines(
     ):
         # Beside each other, so that error bars can be read.
         shift = (index - (count - 1) / 2) * 0.008 * spread if errors else 0.0
-        xs = np.asarray(xs, float)
+        at = np.asarray(xs, float)
         axis.errorbar(
-            xs * np.exp(shift) if log_x else xs + shift,
+            at * np.exp(shift) if log_x else at + shift,
             ys,
             yerr=errors,
             label=name,

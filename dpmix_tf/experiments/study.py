@@ -259,13 +259,12 @@ class Study:
             theirs = read_json(path)
             arms = theirs["arms"].keys() & mine["arms"].keys()
             lines = [f"base.{x}" for x in differences(theirs["base"], mine["base"])]
-            lines += differences(
-                *(
-                    {k: v for k, v in side.items() if k not in (*_OPEN, "base", "arms")}
-                    | {"arms": {arm: side["arms"][arm] for arm in arms}}
-                    for side in (theirs, mine)
-                )
+            before, now = (
+                {k: v for k, v in side.items() if k not in (*_OPEN, "base", "arms")}
+                | {"arms": {arm: side["arms"][arm] for arm in arms}}
+                for side in (theirs, mine)
             )
+            lines += differences(before, now)
             if lines:
                 raise DPMixError(
                     f"{root} holds another experiment:\n"

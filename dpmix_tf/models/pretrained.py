@@ -192,6 +192,7 @@ def pretrained(
     # For the statement of the guarantee; random ones are nobody's.
     network.public_weights = encoder not in ENCODERS or weights is not None
     if encoder not in ENCODERS:
+        assert file is not None
         record_history(network.variables, _ledger_beside(file))
     if text_embeddings is not None:
         head.kernel.assign(_zero_shot(text_embeddings, (num_classes, width)))
@@ -221,10 +222,12 @@ def public_file(
     encoder: str | None = None, weights: str | None = "preset", **_
 ) -> Path | None:
     """The file or folder that `pretrained` starts from; None: no file is named."""
-    if encoder is None or (encoder in ENCODERS and weights in (None, "preset")):
-        return None
     if encoder in ENCODERS:
+        if weights is None or weights == "preset":
+            return None
         return local_path(weights, "network.weights")
+    if encoder is None:
+        return None
     return local_path(encoder, "network.encoder")
 
 
@@ -255,8 +258,10 @@ def _fit(images, tower: keras.Model, image_size: int | None):
     """Makes images of the data's size and channels into what the encoder takes."""
     shape = tuple(tower.inputs[0].shape)
     given = (image_size, image_size) if image_size else (None, None)
-    size = shape[1:3] if len(shape) == 4 else ()
-    size = tuple(own or asked for own, asked in zip(size, given, strict=False))
+    own = shape[1:3] if len(shape) == 4 else ()
+    size: tuple[Any, ...] = tuple(
+        side or asked for side, asked in zip(own, given, strict=False)
+    )
     if len(size) != 2 or None in size or (image_size and size != given):
         raise DPMixError(
             f"The encoder takes inputs of shape {shape} and network.image_size is "
@@ -289,4 +294,4 @@ def _zero_shot(path: str, shape: tuple[int, int]) -> np.ndarray:
         )
     texts = texts / np.linalg.norm(texts, axis=1, keepdims=True)
     # CLIP's logits are 100 times the cosine; features here have length sqrt(d).
-    return np.float32(100.0 / shape[1] ** 0.5 * texts.T)
+    return (100.0 / shape[1] ** 0.5 * texts.T).astype(np.float32)

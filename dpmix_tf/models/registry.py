@@ -1,7 +1,7 @@
 """Networks by name, for configs."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -15,7 +15,7 @@ from dpmix_tf.models.wide_resnet import wide_resnet
 
 # float16 would need loss scaling, which private gradients do not survive.
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
-NETWORKS = {
+NETWORKS: Mapping[str, Callable[..., keras.Model]] = {
     "convnet": convnet,
     "pretrained": pretrained,
     "scattering": scattering_network,

@@ -1,6 +1,7 @@
 """What a network's graph of layers says: where training starts, and how large it is."""
 
 import math
+from typing import Any
 
 import keras
 
@@ -28,7 +29,7 @@ def split_frozen_front(network: keras.Model) -> tuple[keras.Model | None, keras.
     trained: set[int] = set()  # tensors that depend on a trainable weight
     front: set[int] = set()  # tensors that do not
     worthwhile = False
-    cut = {}  # front tensors that trained layers read
+    cut: dict[int, Any] = {}  # front tensors that trained layers read
     for layer, inputs, outputs in _nodes(network):
         depends = any(id(tensor) in trained for tensor in inputs)
         if depends or getattr(layer, "trainable_variables", None):

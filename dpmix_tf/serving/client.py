@@ -112,7 +112,7 @@ class _RestClient:
         self._session.mount("https://", adapter)
 
     def classify(self, image_bytes: bytes) -> Answer:
-        body = {
+        body: Any = {
             "signature_name": _SIGNATURE,
             "instances": [{"b64": base64.b64encode(image_bytes).decode()}],
         }

@@ -74,7 +74,9 @@ def glyph(class_name: str, seed: int, image_shape: tuple[int, int, int]) -> np.n
     )
     canvas = canvas.rotate(random.uniform(-15, 15), Image.Resampling.BILINEAR)
     # Cut to the glyph, then leave it a margin, as digitised handwriting has.
-    left, top, right, bottom = canvas.getbbox()
+    box = canvas.getbbox()
+    assert box is not None  # something was drawn
+    left, top, right, bottom = box
     box_height = (bottom - top) * random.uniform(1.0, 1.2)
     box_width = max(right - left, box_height * random.uniform(0.75, 1.05))
     centre_x = (left + right) / 2 + random.uniform(-0.06, 0.06) * box_width

@@ -1,5 +1,6 @@
 """Pools that are damaged, or come in parts."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -75,5 +76,5 @@ def merge(folders: Sequence[str | Path], output: str | Path) -> None:
                     raise DPMixError(f"{path} and {target} differ: pools clash.")
                 continue
             with open(path, "rb") as source:
-                write_atomic(target, lambda file, s=source: shutil.copyfileobj(s, file))
+                write_atomic(target, functools.partial(shutil.copyfileobj, source))
     writer.finish()

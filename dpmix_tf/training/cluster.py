@@ -231,8 +231,8 @@ def share_out(
 
 def seed_from_chief(strategy: tf.distribute.Strategy, seed: Seed) -> Seed:
     """Returns the chief's 128-bit seed in every process."""
-    words = [seed >> shift & 0xFFFFFFFF for shift in range(0, 128, 32)]
-    words = from_chief(strategy, np.array(words, np.int64))
+    own = [seed >> shift & 0xFFFFFFFF for shift in range(0, 128, 32)]
+    words = from_chief(strategy, np.array(own, np.int64))
     value = sum(int(word) << 32 * place for place, word in enumerate(words))
     return Seed(value, seed.origin)
 
@@ -349,7 +349,7 @@ def _address(strategy: tf.distribute.Strategy) -> str:
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Dotted name -> value as JSON, of nested facts."""
-    flat = {}
+    flat: dict[str, str] = {}
     for key, value in facts.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")

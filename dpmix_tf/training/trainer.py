@@ -95,12 +95,12 @@ class Trainer:
         else:
             seed = self._new_seed
         self._seed = cluster.seed_from_chief(self.strategy, seed)
-        facts = {
-            "plan": self.plan.to_dict(),
-            "training_data": self._fingerprint,
-            "software": self._software,
-        }
-        facts = cluster.shared_facts(config, **facts)
+        facts = cluster.shared_facts(
+            config,
+            plan=self.plan.to_dict(),
+            training_data=self._fingerprint,
+            software=self._software,
+        )
         cluster.refuse_different_workers(self.strategy, facts)
         with self.strategy.scope():
             self.model = self._build()

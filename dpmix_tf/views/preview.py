@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from dpmix_tf import plotting
+from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_atomic
 from dpmix_tf.pixels import as_float
 from dpmix_tf.privacy import randomness
+from dpmix_tf.views.base import Views
 from dpmix_tf.views.maker import ViewMaker
 
 _COLUMNS = 9
 
 
 def draw_views(
-    make_views: ViewMaker,
+    make_views: Views,
     image: np.ndarray,
     label: int,
     class_names: Sequence[str],
@@ -34,7 +36,12 @@ def draw_views(
       class_names: one name a class.
       seed: of the views.
       path: PNG file to write.
+
+    Raises:
+      DPMixError: views of several examples blended: naive mixup.
     """
+    if not isinstance(make_views, ViewMaker):
+        raise DPMixError("Naive mixup has no views of one example to be drawn.")
     pyplot = plotting.pyplot()
     key = randomness.derive(seed, "views")
     one_hot = np.eye(len(class_names), dtype=np.float32)[label]
