@@ -108,9 +108,7 @@ class Generator:
         self._encoded: dict[str, np.ndarray] = {}
 
     def _build(self, version: Version, size: int):
-        with contextlib.redirect_stdout(
-            io.StringIO()
-        ):  # the licence, which we show once
+        with contextlib.redirect_stdout(io.StringIO()):  # the licence: we show it once
             pipeline = version.pipeline(
                 size, size, jit_compile=self._settings["jit_compile"]
             )
