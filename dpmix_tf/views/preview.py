@@ -1,4 +1,4 @@
-"""A picture of one example's views, like the paper's method figure."""
+"""Draws one example's views, like the paper's method figure."""
 
 import dataclasses
 import math
@@ -27,14 +27,14 @@ def draw_views(
     seed: int,
     path: str | Path,
 ) -> None:
-    """Draws the example, its base, synthetic and mixed views, labels under them.
+    """Draws the example and its base, synthetic and mixed views, with their labels.
 
     Args:
       make_views: makes the views.
       image: [H,W,C], uint8 or float.
       label: index into class_names.
-      class_names: one name a class.
-      seed: of the views.
+      class_names: one name per class.
+      seed: the seed of the views.
       path: PNG file to write.
 
     Raises:
