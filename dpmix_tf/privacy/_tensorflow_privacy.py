@@ -1,8 +1,8 @@
-"""The only door to TensorFlow Privacy.
+"""The only module that imports TensorFlow Privacy.
 
 `import tensorflow_privacy` pulls in tensorflow-estimator, which TensorFlow >= 2.16 does
-not have. Its own hook for stand-alone scripts, an attribute on `sys`, skips that and
-leaves the query classes importable. Nothing else in dpmix_tf imports the package.
+not have. The package's own hook for stand-alone scripts, an attribute on `sys`, skips
+that import and leaves the query classes importable.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Where a live model charges its updates, before it applies them.
 
-An `Account` is not a Keras weight: setting, loading or restoring weights, callbacks and
-checkpoints leave it alone. The number of the next update, which noise and views are
-keyed by, is kept here and nowhere else.
+An `Account` is not a Keras weight: setting, loading or restoring weights does not
+change it, and neither do callbacks or checkpoints. It is the only place that keeps the
+number of the next update, by which noise and views are keyed.
 """
 
 import secrets
@@ -19,9 +19,9 @@ class Account:
     """Where models charge the updates that they make under one plan.
 
     Args:
-      variables: the network's Keras variables. What they were trained under before
-        counts; under an equal plan it is continued.
-      plan: its updates are the most that can be charged.
+      variables: the network's Keras variables. Earlier training of these variables
+        counts; if it was under an equal plan, its count is continued.
+      plan: no more than its number of updates can be charged.
     """
 
     def __init__(self, variables: list[Any], plan: PrivacyPlan):
@@ -64,16 +64,16 @@ class Account:
 
     @property
     def next(self) -> int:
-        """The number of the plan's next update, from 0: how many are charged."""
+        """The number of the plan's next update, from 0: also how many are charged."""
         return int(self._next.numpy())
 
     @property
     def ledger(self) -> Ledger:
-        """What the variables were trained under, by whomever."""
+        """Everything that the variables were trained under, by this run or others."""
         return Ledger.of(self._variables)
 
     def entry(self) -> Entry:
-        """What was charged here."""
+        """What this account has charged."""
         return Entry(
             run=self._run,
             plan=self.plan,
@@ -83,23 +83,23 @@ class Account:
 
     @property
     def conditions(self) -> frozenset[str]:
-        """What was noted."""
+        """The conditions noted so far."""
         return frozenset(self._conditions)
 
     def note(self, *conditions: str) -> None:
-        """Notes for good that these conditions hold."""
+        """Notes permanently that these conditions hold."""
         self._conditions.update(conditions)
 
     def check(self, update: tf.Tensor | None) -> tf.Tensor:
-        """Returns the number of the update to make now; in the graph.
+        """Returns the number of the update to make now; runs in the graph.
 
         Args:
-          update: int64 scalar, the number that its batch was drawn for; None for a
-            batch that carries none, which is taken for the next.
+          update: int64 scalar, the update for which the batch was drawn; None for a
+            batch without a number, which is taken as the next update's.
 
         Raises:
-          tf.errors.InvalidArgumentError: when run, where the plan's updates are spent,
-            or where `update` is not the next: its noise may have been used.
+          tf.errors.InvalidArgumentError: when run, if the plan's updates are spent, or
+            if `update` is not the next one: its noise may already have been used.
         """
         following = tf.identity(self._next)
         checks = [
@@ -115,7 +115,7 @@ class Account:
                     [
                         "The batch is of update",
                         update,
-                        "and the next one is",
+                        "but the next update is",
                         following,
                     ],
                 )
@@ -124,27 +124,27 @@ class Account:
             return tf.identity(following)
 
     def charge(self, update: tf.Tensor) -> tf.Tensor:
-        """Charges the update that `check` returned; in the graph.
+        """Charges the update that `check` returned; runs in the graph.
 
         Returns:
-          `update`, for whatever may be done once it is paid for.
+          `update`, for whatever may be done only once it is charged.
         """
         with tf.control_dependencies([self._next.assign_add(1)]):
             return tf.identity(update)
 
     def absorb(self, history: Ledger) -> None:
-        """Takes over what a file says that its weights were trained under."""
+        """Adds what a file says its weights were trained under."""
         record_history(self._variables, history)
         self.recount()
 
     def resume(self, history: Ledger, run: str) -> None:
-        """Goes back into a run that stopped, to repeat its draws and go on.
+        """Resumes a run that stopped, repeating its draws where needed.
 
-        Only where seed, data and everything else are that run's: what is repeated is
-        then the very same release.
+        Allowed only if seed, data and everything else are that run's: a repeated update
+        is then exactly the same release.
         """
         if self.next:
-            raise DPMixError("A run can be resumed only by a new model.")
+            raise DPMixError("A run can be resumed only in a new model.")
         rest = tuple(entry for entry in history.entries if entry.run != run)
         own = [entry for entry in history.entries if entry.run == run]
         for variable in self._variables:
@@ -157,7 +157,7 @@ class Account:
             self._next.assign_add(entry.updates)
 
     def recount(self) -> None:
-        """Counts what other runs have made under the plan meanwhile."""
+        """Counts the updates that other runs have made under the plan meanwhile."""
         others = (entry for entry in self.ledger.entries if entry.run != self._run)
         elsewhere = Ledger(tuple(others)).updates(self.plan)
         self._next.assign_add(elsewhere - self._elsewhere)

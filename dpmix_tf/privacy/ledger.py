@@ -1,10 +1,11 @@
 """What a network was trained under: plans and their updates. It only ever grows.
 
-A `Ledger` is a value: entries, one per training run, that join by the larger count, so
-that no order of saving and loading makes them fewer. What variables were trained under
-is recorded on the variables themselves, so that whatever is built of them later (a new
-model, a larger network, the same layers partly frozen) finds it. A live model adds to
-it by an `Account`, see privacy/account.py.
+A `Ledger` is an immutable value with one entry per training run. Joining two ledgers
+keeps the larger count of each run, so that saving and loading, in whatever order, never
+lowers a count. The training history of variables is recorded on the variables
+themselves, so that whatever is built from them later (a new model, a larger network,
+the same layers partly frozen) finds it. A live model adds to it through an `Account`,
+see privacy/account.py.
 """
 
 import dataclasses
@@ -15,12 +16,12 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import accounting
 from dpmix_tf.privacy.plan import PrivacyPlan
 
-# Where a seed is from. Only a secret one carries a guarantee.
+# Where a seed comes from. Only a secret seed carries a guarantee.
 SYSTEM = "system"  # drawn from the operating system for one run
 SHARED = "shared"  # derived from such a draw, the same for several runs
-CHOSEN = "chosen"  # by the user: whoever knows or guesses it can take the noise away
+CHOSEN = "chosen"  # by the user: whoever knows or guesses it can subtract the noise
 
-# Conditions of a run, which its statement has to tell.
+# Conditions of a run, which its statement has to mention.
 CHOSEN_SEED = "chosen_seed"
 SHARED_SEED = "shared_seed"
 UNCHECKED_SAMPLING = "unchecked_sampling"
@@ -44,10 +45,10 @@ class Entry:
     """Updates that one training run made under one plan.
 
     Attributes:
-      run: random name; tells two runs under equal plans apart.
-      plan: under which they were made.
-      updates: at least so many were made; 0 or more.
-      conditions: which of CONDITIONS hold of the run.
+      run: random name; distinguishes runs under equal plans.
+      plan: the plan under which they were made.
+      updates: at least this many were made; 0 or more.
+      conditions: which of CONDITIONS hold for the run.
     """
 
     run: str
@@ -56,17 +57,17 @@ class Entry:
     conditions: frozenset[str] = frozenset()
 
     def entry(self) -> "Entry":
-        """Itself; an Account gives its entry of now."""
+        """Returns itself; an Account returns its current entry."""
         return self
 
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-    """Everything that was spent on a network, in the order in which it began.
+    """Everything that was spent on a network, in the order in which its runs began.
 
     Formal guarantee: the network's weights are (epsilon(delta), delta)-differentially
-    private, whichever of its updates' weights are published, if every entry's updates
-    were made by `PrivateStep` under its plan.
+    private, whichever updates' weights are published, provided that every entry's
+    updates were made by `PrivateStep` under its plan.
 
     Attributes:
       entries: one per run.
@@ -78,7 +79,7 @@ class Ledger:
     def planned(
         cls, plan: PrivacyPlan, updates: int | None = None, conditions=()
     ) -> "Ledger":
-        """Returns the ledger of one run of `plan`, by default of all its updates."""
+        """Returns the ledger of one run of `plan`, by default with all its updates."""
         updates = plan.updates if updates is None else int(updates)
         entry = Entry(
             run="planned",
@@ -99,7 +100,7 @@ class Ledger:
         return cls().joined(cls(tuple(found)))
 
     def joined(self, other: "Ledger") -> "Ledger":
-        """Returns the least ledger that is at least both."""
+        """Returns the smallest ledger that covers both."""
         entries: dict[str, Entry] = {}
         for entry in (*self.entries, *other.entries):
             known = entries.get(entry.run, entry)
@@ -112,7 +113,7 @@ class Ledger:
 
     @property
     def conditions(self) -> frozenset[str]:
-        """What holds of any of the runs."""
+        """The conditions that hold for at least one of the runs."""
         return frozenset().union(*(entry.conditions for entry in self.entries))
 
     def by_plan(self) -> dict[PrivacyPlan, int]:
@@ -130,7 +131,7 @@ class Ledger:
         """Epsilon of all entries together, at one delta (adaptive composition).
 
         Args:
-          delta: in (0, 1), of the whole.
+          delta: in (0, 1), for all entries together.
           accountant: "pld" or "rdp".
         """
         parts = tuple(
@@ -141,7 +142,7 @@ class Ledger:
         return accounting.composed_epsilon(parts, float(delta), accountant)
 
     def to_list(self) -> list[dict[str, Any]]:
-        """The entries as JSON-able values; empty ones are left out."""
+        """Returns the entries as JSON-able values; empty ones are left out."""
         return [
             {
                 "run": entry.run,
@@ -158,7 +159,8 @@ class Ledger:
         """Makes the ledger that `to_list` described.
 
         Raises:
-          DPMixError: `where`, which names its file, describes none.
+          DPMixError: the entries do not describe a ledger. The message names their
+            file by `where`.
         """
         try:
             made = [
@@ -175,7 +177,7 @@ class Ledger:
         except (TypeError, KeyError, ValueError) as error:
             raise DPMixError(
                 f"{where} does not say what was spent on its weights: {error}. It was "
-                "written by another version of dpmix_tf, or is damaged."
+                "written by another version of dpmix_tf, or it is damaged."
             ) from error
         return cls(tuple(made))
 
@@ -184,11 +186,11 @@ class Record(Protocol):
     """What variables were trained under: an Entry, or an Account that still grows."""
 
     def entry(self) -> Entry:
-        """What it says now."""
+        """Returns its current entry."""
 
 
 def records_of(variable: Any) -> dict[str, Record]:
-    """Returns the records of one Keras variable, by run, to be read or added to."""
+    """Returns one Keras variable's records by run, to be read or added to."""
     if not hasattr(variable, _ATTRIBUTE):
         setattr(variable, _ATTRIBUTE, {})
     return getattr(variable, _ATTRIBUTE)
@@ -197,7 +199,7 @@ def records_of(variable: Any) -> dict[str, Record]:
 def record_history(variables: Iterable[Any], history: Ledger) -> None:
     """Records on Keras variables what they were trained under elsewhere.
 
-    Every DPMixModel made of them from then on counts it.
+    Every DPMixModel built from them afterwards counts it.
     """
     for variable in variables:
         records = records_of(variable)

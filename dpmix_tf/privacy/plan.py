@@ -1,4 +1,4 @@
-"""PrivacyPlan: every number of the guarantee, in one frozen value."""
+"""PrivacyPlan: every number behind the guarantee, in one frozen value."""
 
 import dataclasses
 import math
@@ -33,13 +33,13 @@ class PrivacyPlan:
       num_examples: N, examples in the training set. Taken as public.
       expected_batch_size: B, in (0, N]; the actual size of a batch varies around it.
       updates: number of noisy updates that the budget allows.
-      noise_multiplier: sigma; noise has standard deviation sigma * sensitivity *
-        clip_norm on the sum.
-      delta: in (0, 1); well below 1 / num_examples.
+      noise_multiplier: sigma; the noise added to the sum has standard deviation
+        sigma * sensitivity * clip_norm.
+      delta: in (0, 1); should be well below 1 / num_examples.
       clip_norm: C > 0, L2 bound on one example's gradient over all variables together.
       accountant: "pld" (tighter) or "rdp".
-      sensitivity: by how many clip norms one example can move the sum; the view maker
-        says. 1 where every example has a gradient of its own.
+      sensitivity: how many clip norms one example can move the sum by, as the view
+        maker says; 1 if every example has a gradient of its own.
     """
 
     num_examples: int
@@ -52,7 +52,7 @@ class PrivacyPlan:
     sensitivity: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuses values under which the guarantee would mean nothing."""
+        """Refuses values that would make the guarantee meaningless."""
         hold_plain_values(self)
         _check_whole("num_examples", self.num_examples, at_least=1)
         _check_whole("updates", self.updates, at_least=1)
@@ -61,7 +61,7 @@ class PrivacyPlan:
             raise DPMixError(
                 f"expected_batch_size ({self.expected_batch_size:g}) is larger than "
                 f"num_examples ({self.num_examples}): a batch cannot be expected to "
-                "hold more examples than there are. Lower the batch size."
+                "hold more examples than exist. Lower the batch size."
             )
         _check_number("noise_multiplier", self.noise_multiplier, at_least=0.0)
         _check_number("clip_norm", self.clip_norm, above=0.0)
@@ -97,7 +97,7 @@ class PrivacyPlan:
 
         Args:
           epsilon: the budget, above 0.
-          delta: see the class, as are the other arguments.
+          delta: see the class, as for the other arguments.
           num_examples: N.
           expected_batch_size: B.
           updates: number of updates.
@@ -106,7 +106,8 @@ class PrivacyPlan:
           sensitivity: in clip norms.
 
         Returns:
-          A plan whose `epsilon()` is at most `epsilon`, by less than 0.1 % in noise.
+          A plan whose `epsilon()` is at most `epsilon`, with less than 0.1 % more noise
+          than needed.
         """
         _check_number("epsilon", epsilon, above=0.0)
         plan = cls(
@@ -132,7 +133,7 @@ class PrivacyPlan:
 
     @property
     def sampling_probability(self) -> float:
-        """The q with which every example joins every batch, independently."""
+        """The probability q with which each example joins each batch, independently."""
         return self.expected_batch_size / self.num_examples
 
     def epsilon(self, updates: int | None = None) -> float:
@@ -149,24 +150,24 @@ class PrivacyPlan:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON-able numbers and strings; `PrivacyPlan(**...)`."""
+        """Returns the fields as JSON-able arguments of `PrivacyPlan`."""
         return dataclasses.asdict(self)
 
 
 def finite_or_none(value: float) -> float | None:
-    """Returns the value as JSON can hold it: None where it is infinite or NaN."""
+    """Returns the value in a form that JSON can hold: None if infinite or NaN."""
     return value if math.isfinite(value) else None
 
 
 def round_up(epsilon: float) -> str:
-    """Epsilon with three decimals, never rounded down."""
+    """Returns epsilon with three decimals, never rounded down."""
     if math.isinf(epsilon):
         return "inf"
     return f"{math.ceil(epsilon * 1000) / 1000:.3f}"
 
 
 def round_down(bound: float) -> str:
-    """A lower bound on epsilon with three decimals, never rounded up."""
+    """Returns a lower bound on epsilon with three decimals, never rounded up."""
     if math.isinf(bound):
         return "inf"
     return f"{math.floor(bound * 1000) / 1000:.3f}"

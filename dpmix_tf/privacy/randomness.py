@@ -6,8 +6,8 @@ ever share numbers. Inside a graph, streams are addressed by integers (the updat
 example, the variable), never by state: an update that is repeated after a crash draws
 exactly what it drew before.
 
-The generators underneath (Philox in TensorFlow, PCG64 in NumPy) are statistical, not
-cryptographic: the guarantee rests on the seed staying secret.
+The underlying generators (Philox in TensorFlow, PCG64 in NumPy) are statistical, not
+cryptographic: the guarantee depends on the seed staying secret.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ SEED_BITS = 128
 
 
 class Seed(int):
-    """A seed that knows where it is from.
+    """A seed that knows where it comes from.
 
     Attributes:
       origin: SYSTEM, SHARED or CHOSEN.
@@ -45,10 +45,10 @@ class Seed(int):
 
 
 def as_seed(seed: int | None) -> Seed:
-    """Returns the seed to use where a user may give one: a plain int was chosen.
+    """Returns the seed to use where a user may give one; a plain int counts as chosen.
 
     Raises:
-      DPMixError: it is not None or an int in [0, 2**128).
+      DPMixError: it is neither None nor an int in [0, 2**128).
     """
     if isinstance(seed, Seed):
         return seed
@@ -59,8 +59,8 @@ def new_seed(chosen: int | None, shared: int | None = None) -> Seed:
     """Returns the seed of a run that starts now.
 
     Args:
-      chosen: by the user, to repeat a run; None: not chosen.
-      shared: secret, and used by other runs too; None: not shared.
+      chosen: a seed chosen by the user to repeat a run, or None.
+      shared: a secret seed that other runs use too, or None.
 
     Raises:
       DPMixError: both are given, or the seed is not an int in [0, 2**128).
@@ -69,8 +69,8 @@ def new_seed(chosen: int | None, shared: int | None = None) -> Seed:
         return as_seed(chosen)
     if chosen is not None:
         raise DPMixError(
-            "A run with a shared seed was given a chosen one too. Leave config.seed "
-            "out, or shared_seed."
+            "Both a shared and a chosen seed were given. Leave out either config.seed "
+            "or shared_seed."
         )
     return Seed(shared, SHARED)
 
@@ -88,8 +88,8 @@ def check_seed(seed: Any) -> None:
         )
     if not 0 <= int(seed) < 2**SEED_BITS:
         raise DPMixError(
-            f"seed must be in [0, 2**{SEED_BITS}), received a value outside of it. "
-            "Leave it out: the operating system then draws one."
+            f"seed must be in [0, 2**{SEED_BITS}), received a value outside that range. "
+            "Leave it out to have the operating system draw one."
         )
 
 
@@ -101,8 +101,8 @@ def derive(seed: int, purpose: str) -> np.ndarray:
       purpose: the stream's name, such as "noise".
 
     Returns:
-      int64 array of shape [2]: 128 bits, as TensorFlow's stateless operations take
-      them.
+      int64 array of shape [2]: 128 bits, in the form that TensorFlow's stateless
+      operations take.
 
     Raises:
       DPMixError: the seed is not an int in [0, 2**128).
@@ -117,10 +117,10 @@ def derive(seed: int, purpose: str) -> np.ndarray:
 class Stream:
     """One stream's seed, in a variable.
 
-    Graphs get written to TensorBoard and SavedModels, and constants with them; a
-    variable of a plain object is written nowhere. And a variable made in the scope of a
-    tf.distribute strategy holds the first worker's value in all of them, so that all
-    draw the same noise.
+    A constant would be part of the graph, which is written to TensorBoard and
+    SavedModels; a variable of a plain object is written nowhere. A variable made in the
+    scope of a tf.distribute strategy also takes the first worker's value in every
+    worker, so that all draw the same noise.
 
     Attributes:
       seed: int64 [2].
@@ -133,7 +133,7 @@ class Stream:
 
 
 def fold_in_each(seed: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-    """Returns the sub-streams' seeds, int64 [n,2], of `numbers`, integers [n]."""
+    """Returns the seeds, int64 [n,2], of the sub-streams `numbers`, integers [n]."""
     return tf.map_fn(
         lambda number: fold_in(seed, number),
         numbers,
@@ -146,7 +146,7 @@ def uniform(seeds: tf.Tensor, count: int) -> tf.Tensor:
 
     Args:
       seeds: int64 [n,2].
-      count: numbers a seed, a Python int.
+      count: numbers per seed, a Python int.
 
     Returns:
       float32 [n,count] in [0, 1), multiples of 2**-23.
@@ -161,8 +161,8 @@ def uniform(seeds: tf.Tensor, count: int) -> tf.Tensor:
 def fold_in(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
     """Returns the seed of the `number`-th sub-stream of `seed`.
 
-    `tf.random.fold_in` keeps only 64 of the seed's 128 bits; this keeps them all: the
-    number is added to one half and the pair is scrambled by Philox.
+    `tf.random.fold_in` keeps only 64 of the seed's 128 bits. This keeps them all: the
+    number is added to one half, and Philox scrambles the pair.
 
     Args:
       seed: int64 [2].

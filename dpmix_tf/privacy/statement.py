@@ -1,4 +1,4 @@
-"""What a ledger's guarantee is, assumes and does not cover, in plain words."""
+"""States a ledger's guarantee, its assumptions and its limits in plain words."""
 
 import math
 from importlib import metadata
@@ -19,18 +19,18 @@ NOT_COVERED = (
     "people who appear in more than one example",
     "floating-point effects of the noise generator",
 )
-# What has to be said first, by where the seed is from.
+# What a statement has to say first, by the seed's origin.
 SEED_WARNINGS = {
     SYSTEM: None,
     CHOSEN: (
         "No guarantee while the seed is known: it was chosen by the user, and whoever "
         "knows or guesses it can subtract the noise. Leave the seed out (config.seed, "
-        "seed=), so that the operating system draws a secret one. What else is said "
-        "would hold for a seed that is random, secret and used for this run alone."
+        "seed=), so that the operating system draws a secret one. The rest of this "
+        "statement would hold for a random, secret seed used for this run alone."
     ),
     SHARED: (
         "This run shares its seed with other runs of an experiment: publish at most "
-        "one of them; two together have no guarantee."
+        "one of them; any two together have no guarantee."
     ),
 }
 
@@ -40,8 +40,8 @@ def state_guarantee(ledger: Ledger, plan: PrivacyPlan) -> str:
 
     Args:
       ledger: everything that the network was trained under.
-      plan: of the training run at hand; its delta and accountant are used, and its
-        planned updates are what choosing among updates costs.
+      plan: the current training run's plan. Its delta and accountant are used, and all
+        its planned updates count towards the cost of choosing among updates.
     """
     epsilon = ledger.epsilon(plan.delta, plan.accountant)
     spent = {plan: updates for plan, updates in ledger.by_plan().items() if updates}
@@ -70,7 +70,7 @@ def state_guarantee(ledger: Ledger, plan: PrivacyPlan) -> str:
 
 
 def seed_origin(ledger: Ledger) -> str:
-    """Returns the worst origin of the seeds that trained a network: see randomness."""
+    """Returns the worst origin among the seeds that trained a network."""
     if conditions.CHOSEN_SEED in ledger.conditions:
         return CHOSEN
     return SHARED if conditions.SHARED_SEED in ledger.conditions else SYSTEM
@@ -103,7 +103,7 @@ def _assumptions(spent: dict[PrivacyPlan, int], noted: frozenset[str]) -> str:
     sentences = [f"{parts}; and the seed of sampling and noise stays secret."]
     sentences.append(
         "The batches were supplied by the user, who states that they were drawn by "
-        "Poisson sampling; dpmix_tf did not draw them and cannot vouch for it."
+        "Poisson sampling; dpmix_tf did not draw them and cannot vouch for this."
         if conditions.UNCHECKED_SAMPLING in noted
         else "The batches were drawn by dpmix_tf's own Poisson sampler."
     )
@@ -133,42 +133,42 @@ _SENTENCES = {
     conditions.PUBLIC_POOL: "The pool of synthetic images is taken as public: it must "
     "not have been made from, or chosen by looking at, the private examples.",
     conditions.PUBLIC_WEIGHTS: "The pretrained weights that training started from are "
-    "taken as public: none of the private examples may have been trained on.",
+    "taken as public: none of the private examples may have been used to train them.",
     conditions.PRIVATE_METRICS: "Numbers computed from the training examples without "
-    "noise (private_...) were shown while it trained; neither they nor what was "
-    "decided by them is covered.",
+    "noise (private_...) were shown during training; neither they nor decisions based "
+    "on them are covered.",
 }
 
 
 def _cost_of_choosing(ledger: Ledger, plan: PrivacyPlan) -> str | None:
-    """What it costs to publish these weights because they beat those of later ones."""
+    """The cost of publishing these weights because they beat other updates' weights."""
     made = ledger.updates(plan)
     if not 0 < made < plan.updates:
         return None
     whole = _when_finished(ledger, plan)
     return (
-        f"These are weights after {made:,} of {plan.updates:,} planned updates. "
+        f"These are the weights after {made:,} of {plan.updates:,} planned updates. "
         "Choosing them among the weights of several updates, for instance by "
-        "validation accuracy, looks at all of those: over the whole run that costs "
-        f"epsilon = {round_up(whole)}."
+        "validation accuracy, looks at all of those weights: over the whole run that "
+        f"costs epsilon = {round_up(whole)}."
     )
 
 
 def history_warning(ledger: Ledger, plan: PrivacyPlan) -> str | None:
-    """What to say before `plan` starts on a network that other plans have trained."""
+    """The warning before `plan` starts on a network that other plans have trained."""
     if not any(updates for known, updates in ledger.by_plan().items() if known != plan):
         return None
     spent = ledger.epsilon(plan.delta, plan.accountant)
     total = _when_finished(ledger, plan)
     return (
         f"The network was trained privately before: epsilon = {round_up(spent)} is "
-        f"spent already. With all updates of this plan it will be {round_up(total)}, "
+        f"already spent. After all updates of this plan it will be {round_up(total)}, "
         f"at delta = {plan.delta:g}."
     )
 
 
 def _when_finished(ledger: Ledger, plan: PrivacyPlan) -> float:
-    """Epsilon once all updates of the plan are made."""
+    """Epsilon once all the plan's updates are made."""
     left = max(0, plan.updates - ledger.updates(plan))
     rest = Ledger((Entry(run="the rest", plan=plan, updates=left),))
     return ledger.joined(rest).epsilon(plan.delta, plan.accountant)

@@ -168,7 +168,7 @@ def test_a_resumed_run_is_the_same_run():
     assert as_sets(again.ledger) == as_sets(first.ledger) and again.next == 3
     charged(again, 2)
     assert first.ledger.joined(again.ledger).updates(PLAN) == 5
-    with pytest.raises(DPMixError, match="only by a new model"):
+    with pytest.raises(DPMixError, match="only in a new model"):
         again.resume(first.ledger, first.run)
 
 

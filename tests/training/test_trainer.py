@@ -139,7 +139,7 @@ def test_a_seed_out_of_range_is_refused_before_anything_is_written(tmp_path, see
 
 
 def test_a_run_has_one_seed(tmp_path):
-    with pytest.raises(DPMixError, match="Leave config.seed out"):
+    with pytest.raises(DPMixError, match="Leave out either config.seed or shared_seed"):
         Trainer(small_config(), tmp_path / "run", shared_seed=7)
     assert not (tmp_path / "run").exists()
 
