@@ -203,7 +203,7 @@ def test_the_report_holds_every_figure_of_the_results(finished):
         "over_base.png",
     }
     assert all((folder / name).stat().st_size > 3000 for name in pictures)
-    assert "mixed is " in text and "resolved." in text
+    assert "mixed is " in text and "significant." in text
     assert "| plain | 8 | " in text and "99.9 (.1)" in text  # published beside ours
     assert "publish at most one: two together have none" in text
     assert "not the validation examples" in text
