@@ -123,8 +123,7 @@ def _stamp(path: str) -> list[int]:
 def _read(path: str) -> Content | str:
     """Returns what a file holds, or a message that says what is wrong with it."""
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = Path(path).read_bytes()
         return Content(hashlib.sha256(data).hexdigest(), *image_size(path, data))
     except OSError as error:
         return f"Unreadable image: {path} ({error.strerror}). Replace or remove it."

@@ -84,7 +84,11 @@ def watched(watch: list[Any], around: Callable[..., Any]) -> Iterator[None]:
 
 
 def traced(
-    network: keras.Model, shape: tuple[int, ...], *, training: bool
+    network: keras.Model,
+    shape: tuple[int, ...],
+    *,
+    training: bool,
+    dtype: tf.DType = tf.float32,
 ) -> tuple[tf.types.experimental.ConcreteFunction, list[SideEffect]]:
     """Traces a network without running it.
 
@@ -95,6 +99,7 @@ def traced(
       network: one tensor -> one tensor.
       shape: shape of its input, including the batch size.
       training: the `training` argument of its call.
+      dtype: dtype of its input.
 
     Returns:
       The traced function; its side effects.
@@ -113,7 +118,7 @@ def traced(
         with watched(watch, marked):
             function = tf.function(
                 lambda inputs: network(inputs, training=training), autograph=False
-            ).get_concrete_function(tf.TensorSpec(shape, tf.float32))
+            ).get_concrete_function(tf.TensorSpec(shape, dtype))
     except Exception as error:  # whatever a layer raises
         raise DPMixError(
             f"{network.name!r} does not run on inputs of shape {shape}: {error}"

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models.data_format import require_channels_last
@@ -95,7 +96,8 @@ def _try(network: keras.Model) -> None:
         _refuse(network, effects)
         # Twice is too seldom for a traced function to pay.
         features = tuple(front(batch, training=False) for batch in images)
-    forward, effects = traced(rest, features[0].shape, training=True)
+    dtype = tf.as_dtype(features[0].dtype)
+    forward, effects = traced(rest, features[0].shape, training=True, dtype=dtype)
     _refuse(network, effects)
     if network.losses:
         raise DPMixError(

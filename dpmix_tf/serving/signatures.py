@@ -142,13 +142,13 @@ def _decode_one(data: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor
             lambda: _decode_png(data, deep=tf.strings.substr(padded, 24, 1) == b"\x10"),
             lambda: tf.cast(
                 tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
-                tf.uint16,
+                tf.int32,
             ),
         )
     pixels = orientation.upright(pixels, orientation.of_file(data, is_png))
     if channels == 1:  # ITU-R 601 luma with Pillow's rounding
         weights = tf.constant([19595, 38470, 7471], tf.int32)
-        total = tf.reduce_sum(tf.cast(pixels, tf.int32) * weights, -1, keepdims=True)
+        total = tf.reduce_sum(pixels * weights, -1, keepdims=True)
         pixels = (total + 2**15) // 2**16
     resized = tf.image.resize(
         tf.cast(pixels, tf.float32),
@@ -160,14 +160,14 @@ def _decode_one(data: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor
 
 
 def _decode_png(data: tf.Tensor, deep: tf.Tensor) -> tf.Tensor:
-    """Decodes to uint16 [h,w,3] in [0, 255]; of 16 bits it keeps the higher 8.
+    """Decodes to int32 [h,w,3] in [0, 255]; of 16 bits it keeps the higher 8.
 
     Args:
       data: scalar string.
       deep: scalar bool, whether the file has 16 bits per channel.
     """
-    pixels = tf.io.decode_png(data, channels=3, dtype=tf.uint16)
-    brightest = tf.reduce_max(tf.cast(pixels, tf.int32))
+    pixels = tf.cast(tf.io.decode_png(data, channels=3, dtype=tf.uint16), tf.int32)
+    brightest = tf.reduce_max(pixels)
     stretched = tf.debugging.Assert(
         ~deep | (brightest > TWELVE_BITS),
         [

@@ -185,7 +185,7 @@ def test_a_public_encoder_that_was_adapted_trains_and_comes_back(tmp_path):
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     again.compile("sgd")
-    assert again.public_weights
+    assert again.network.public_weights
 
 
 def test_constants_that_the_user_gives_are_taken():

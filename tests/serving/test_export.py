@@ -299,6 +299,8 @@ def with_seed(trained, folder, origin):
     arrays, metadata = checkpoints.load_latest(folder / "checkpoints")
     assert metadata["seed_origin"] == "system"
     metadata["seed_origin"] = origin
+    for entry in metadata["ledger"]:
+        entry["conditions"].append(f"{origin}_seed")
     checkpoints.save(folder / "checkpoints", arrays, metadata)
     return folder
 
