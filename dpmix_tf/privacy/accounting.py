@@ -212,8 +212,11 @@ def noise_multiplier_for(
             accountant=accountant,
         )
 
+    # Of many updates with much noise the sum is nearly Gaussian: this is about right.
+    guess = 4 * sampling_probability * math.sqrt(updates) / target_epsilon
+    guess = min(max(guess, 1.0), _MOST_NOISE)
     if accountant != "pld":
-        return _noise_reaching(spent, target_epsilon, 1.0)
+        return _noise_reaching(spent, target_epsilon, guess)
 
     @functools.cache
     def coarse(noise: float) -> float:
@@ -221,17 +224,17 @@ def noise_multiplier_for(
         grid = _REFINEMENT * _coarse_grid([release])
         return _pld_epsilon([release], delta, grid)
 
-    # Coarse grids search, in a fraction of the time. How much they exaggerate hardly
-    # changes with the noise, so that the fine ones have a step or two left to take.
-    start = _noise_reaching(coarse, target_epsilon, 1.0)
-    excess = coarse(start) / spent(start)
-    start = _noise_reaching(
-        lambda noise: coarse(noise) / excess,
-        target_epsilon,
-        start,
-        step=_NOISE_TOLERANCE,
-    )
-    return _noise_reaching(spent, target_epsilon, start, step=_NOISE_TOLERANCE / 2)
+    # Coarse grids search, in a fraction of the time. How much they exaggerate changes
+    # little with the noise, so that the fine ones have a few steps left to take.
+    try:
+        start = _noise_reaching(coarse, target_epsilon, guess)
+    except (DPMixError, ValueError):  # epsilons too small for a coarse grid
+        return _noise_reaching(spent, target_epsilon, guess)
+    reached = max(spent(start), target_epsilon / 1000)
+    start = _noise_reaching(coarse, target_epsilon * coarse(start) / reached, start)
+    missed = abs(math.log(max(spent(start), target_epsilon / 1000) / target_epsilon))
+    step = max(_NOISE_TOLERANCE / 2, missed)
+    return _noise_reaching(spent, target_epsilon, start, step)
 
 
 def _noise_reaching(
@@ -255,7 +258,8 @@ def _noise_reaching(
         if high > math.log(_MOST_NOISE * 2):
             raise DPMixError(
                 f"No amount of noise reaches epsilon = {target_epsilon:g}: it is too "
-                "small for this delta and accountant. Raise epsilon or delta."
+                "small for this delta and accountant. Raise epsilon or delta, or use "
+                "the other accountant."
             )
     while low == high or excess(low) <= 0:
         if low != high:
