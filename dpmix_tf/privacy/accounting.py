@@ -39,10 +39,9 @@ _FEWEST_POINTS = 4096
 _GRID_TOLERANCE = 1e-4
 _REFINEMENT = 4  # a power of two, so that the points of every grid are the next one's
 
-Release = tuple[float, float, int]  # noise_multiplier, sampling_probability, updates
+Part = tuple[float, float, int]  # noise_multiplier, sampling_probability, updates
 
 
-@functools.lru_cache(maxsize=4096)
 def epsilon(
     *,
     noise_multiplier: float,
@@ -66,30 +65,51 @@ def epsilon(
     Raises:
       DPMixError: the accountant's arithmetic fails.
     """
-    if updates == 0:
+    parts = ((noise_multiplier, sampling_probability, updates),) if updates else ()
+    return composed_epsilon(parts, delta, accountant)
+
+
+@functools.lru_cache(maxsize=4096)
+def composed_epsilon(parts: tuple[Part, ...], delta: float, accountant: str) -> float:
+    """Returns epsilon of several series of updates on the same examples, together.
+
+    Args:
+      parts: (noise_multiplier, sampling_probability, updates), updates 1 or more.
+      delta: in (0, 1), of the whole.
+      accountant: "pld" or "rdp".
+
+    Returns:
+      Epsilon at `delta`; infinity where a part has no noise, 0 without parts.
+
+    Raises:
+      DPMixError: the accountant's arithmetic fails.
+    """
+    if not parts:
         return 0.0
-    if noise_multiplier == 0:
+    if any(noise_multiplier == 0 for noise_multiplier, _, _ in parts):
         return math.inf
     if accountant not in ACCOUNTANTS:
         raise DPMixError(
             f"accountant must be one of {ACCOUNTANTS}, received: {accountant!r}."
         )
-    release = noise_multiplier, sampling_probability, updates
     try:
         if accountant == "pld":
-            return _pld_epsilon([release], delta)
-        return _spent(rdp.RdpAccountant(), [release], delta)
+            return _pld_epsilon(parts, delta)
+        return _spent(rdp.RdpAccountant(), parts, delta)
     except ValueError as error:  # rounding, where so little is spent
+        described = "; ".join(
+            f"noise_multiplier = {noise:g}, sampling_probability = {probability:g}, "
+            f"updates = {updates}"
+            for noise, probability, updates in parts
+        )
         raise DPMixError(
-            f"The {accountant.upper()} accountant cannot tell epsilon at "
-            f"noise_multiplier = {noise_multiplier:g}, sampling_probability = "
-            f"{sampling_probability:g}, "
-            f"updates = {updates}, delta = {delta:g}: {error} Use the other accountant."
+            f"The {accountant.upper()} accountant cannot compute epsilon at {described}"
+            f", delta = {delta:g}: {error} Use the other accountant."
         ) from error
 
 
 def _pld_epsilon(
-    releases: Sequence[Release], delta: float, grid: float | None = None
+    parts: Sequence[Part], delta: float, grid: float | None = None
 ) -> float:
     """Epsilon by PLD: on one grid, or on ever finer ones until that changes nothing.
 
@@ -98,21 +118,21 @@ def _pld_epsilon(
     """
     if grid is not None:
         ledger = pld.PLDAccountant(value_discretization_interval=grid)
-        return _spent(ledger, releases, delta)
-    grid = _coarse_grid(releases)
-    spent = _pld_epsilon(releases, delta, grid)
+        return _spent(ledger, parts, delta)
+    grid = _coarse_grid(parts)
+    spent = _pld_epsilon(parts, delta, grid)
     while grid > _FINEST_GRID and math.isfinite(spent):
         coarser, grid = spent, grid / _REFINEMENT
-        spent = _pld_epsilon(releases, delta, grid)
+        spent = _pld_epsilon(parts, delta, grid)
         if coarser - spent <= _GRID_TOLERANCE * spent:
             break
     return spent
 
 
-def _coarse_grid(releases: Sequence[Release]) -> float:
-    """The coarsest grid that has a few thousand points for every release."""
+def _coarse_grid(parts: Sequence[Part]) -> float:
+    """The coarsest grid that has a few thousand points for every part."""
     longest = 0.0
-    for noise_multiplier, probability, updates in releases:
+    for noise_multiplier, probability, updates in parts:
         # Beyond ten standard deviations, dp_accounting cuts the tails off too.
         noise = noise_multiplier / (math.sqrt(updates) if probability == 1 else 1)
         unsampled = 0.5 / noise**2 + 10 / noise
@@ -123,9 +143,9 @@ def _coarse_grid(releases: Sequence[Release]) -> float:
 
 
 def _spent(
-    ledger: dp_accounting.PrivacyAccountant, releases: Sequence[Release], delta: float
+    ledger: dp_accounting.PrivacyAccountant, parts: Sequence[Part], delta: float
 ) -> float:
-    for noise_multiplier, sampling_probability, updates in releases:
+    for noise_multiplier, sampling_probability, updates in parts:
         ledger.compose(_event(noise_multiplier, sampling_probability), updates)
     return float(ledger.get_epsilon(delta))
 
@@ -220,9 +240,9 @@ def noise_multiplier_for(
 
     @functools.cache
     def coarse(noise: float) -> float:
-        release = noise, sampling_probability, updates
-        grid = _REFINEMENT * _coarse_grid([release])
-        return _pld_epsilon([release], delta, grid)
+        part = noise, sampling_probability, updates
+        grid = _REFINEMENT * _coarse_grid([part])
+        return _pld_epsilon([part], delta, grid)
 
     # Coarse grids search, in a fraction of the time. How much they exaggerate changes
     # little with the noise, so that the fine ones have a few steps left to take.
@@ -257,7 +277,7 @@ def _noise_reaching(
         low, high, step = high, high + step, step * 1.5
         if high > math.log(_MOST_NOISE * 2):
             raise DPMixError(
-                f"No amount of noise reaches epsilon = {target_epsilon:g}: it is too "
+                f"No amount of noise reaches epsilon = {target_epsilon}: it is too "
                 "small for this delta and accountant. Raise epsilon or delta, or use "
                 "the other accountant."
             )
