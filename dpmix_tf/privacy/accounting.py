@@ -139,7 +139,7 @@ def _coarse_grid(parts: Sequence[Part]) -> float:
         largest = np.logaddexp(math.log(probability) + unsampled, 0.0)
         longest = max(longest, float(largest))
     points = longest / _FINEST_GRID / _FEWEST_POINTS
-    return _FINEST_GRID * _REFINEMENT ** max(0, math.ceil(math.log(points, 4)))
+    return _FINEST_GRID * _REFINEMENT ** math.ceil(math.log(max(points, 1.0), 4))
 
 
 def _spent(
