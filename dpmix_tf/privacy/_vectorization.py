@@ -1,8 +1,10 @@
-"""The only door to what tf.vectorized_map is made of, and two things it does slowly.
+"""The only door to what tf.vectorized_map is made of, and three replacements in it.
 
-It turns a function of one example into one of a chunk, operation by operation. The two
-replacements give the same numbers but for rounding. TensorFlow's module is private: its
-version is pinned, and a test fails where a replacement no longer takes effect.
+It turns a function of one example into one of a chunk, operation by operation. Two
+operations become faster, and one becomes safe: matrix products over views, which
+TensorFlow would write in a form whose kernel reads and writes beyond its tensors. The
+numbers stay the same but for rounding. TensorFlow's module is private: its version is
+pinned, and a test fails where a replacement no longer takes effect.
 """
 
 import contextlib
@@ -15,21 +17,24 @@ from tensorflow.python.ops.parallel_for import pfor
 # benchmarks/step.py.
 _MOST_PIXELS = 128
 
-_FILTER_GRADIENT = "Conv2DBackpropFilter"
 _flatten_first_two_axes = pfor._flatten_first_two_dims
 
 
 @contextlib.contextmanager
-def faster_operations():
+def replaced_operations():
     """While it lasts, tf.vectorized_map uses the replacements below."""
-    original = pfor._pfor_converter_registry[_FILTER_GRADIENT]
+    replacements = {
+        "Conv2DBackpropFilter": _filter_gradients,
+        "BatchMatMulV2": _matrix_products,
+    }
+    originals = {name: pfor._pfor_converter_registry[name] for name in replacements}
     pfor._flatten_first_two_dims = _flatten
-    pfor._pfor_converter_registry[_FILTER_GRADIENT] = _filter_gradients
+    pfor._pfor_converter_registry.update(replacements)
     try:
         yield
     finally:
         pfor._flatten_first_two_dims = _flatten_first_two_axes
-        pfor._pfor_converter_registry[_FILTER_GRADIENT] = original
+        pfor._pfor_converter_registry.update(originals)
 
 
 def _flatten(x: tf.Tensor) -> tf.Tensor:
@@ -44,6 +49,39 @@ def _flatten(x: tf.Tensor) -> tf.Tensor:
         if rest.is_fully_defined() and before.shape[1:].as_list() == rest.as_list():
             return before
     return _flatten_first_two_axes(x)
+
+
+def _matrix_products(operation: pfor._PforInput):
+    """[c,K,...,t,d] times one matrix for all or one for each, in rank 2 or 3.
+
+    TensorFlow's own conversion keeps all axes. On CPUs, the kernel behind a product
+    [n,1,t,d] x [d,e] (attention's projections with one view per example) then takes the
+    wrong stride where n is 4 or more: it computes an example's row from memory that is
+    not this example's, and it corrupts the heap. One product of all rows is also the
+    faster form.
+    """
+    operation.expanddim_inputs_for_broadcast()
+    left, right = operation.input(0)[0], operation.input(1)[0]
+    settings = {
+        "adjoint_a": operation.get_attr("adj_x"),
+        "adjoint_b": operation.get_attr("adj_y"),
+    }
+    batch, matrices = left.shape[:-2], right.shape[:-2]
+    static = left.shape.is_fully_defined() and right.shape.is_fully_defined()
+    if static and batch.rank >= matrices.rank and matrices.num_elements() == 1:
+        if settings.pop("adjoint_a"):
+            left = tf.linalg.adjoint(left)
+        rows = tf.reshape(left, [-1, left.shape[-1]])
+        one = tf.reshape(right, right.shape[-2:])
+        product = tf.matmul(rows, one, **settings)
+        product = tf.reshape(product, [*left.shape[:-1], product.shape[-1]])
+    elif static and batch == matrices:
+        sides = (tf.reshape(side, [-1, *side.shape[-2:]]) for side in (left, right))
+        product = tf.matmul(*sides, **settings)
+        product = tf.reshape(product, [*batch, *product.shape[-2:]])
+    else:
+        product = tf.matmul(left, right, **settings)
+    return pfor.wrap(product, True)
 
 
 def _filter_gradients(operation: pfor._PforInput):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from dpmix_tf.privacy._vectorization import faster_operations
+from dpmix_tf.privacy._vectorization import replaced_operations
 from dpmix_tf.privacy.mechanism import GaussianMechanism, Record
 
 # While one chunk waits for its last kernels another one starts; a third never paid.
@@ -173,7 +173,7 @@ def _each(function, inputs, count):
     if count == 1:
         result = function(tuple(part[0] for part in inputs))
         return tf.nest.map_structure(lambda part: part[tf.newaxis], result)
-    with faster_operations():
+    with replaced_operations():
         return tf.vectorized_map(function, inputs)
 
 

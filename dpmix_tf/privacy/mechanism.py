@@ -17,6 +17,13 @@ from dpmix_tf.privacy.plan import PrivacyPlan
 
 Record = list[tf.Tensor]
 
+# A clipped record takes three roundings to float32, of 2^-24 each at most: the clip
+# norm's, the scale's and each product's. This much shorter, it stays within the bound.
+_MARGIN = 1 - 2.0**-22
+
+# Below float32's normal numbers a rounding could double a scale.
+_SMALLEST_NORMAL = 2.0**-126
+
 
 class SeededGaussianSumQuery(GaussianSumQuery):
     """GaussianSumQuery whose noise is a function of (secret seed, update, variable)."""
@@ -46,6 +53,11 @@ class SeededGaussianSumQuery(GaussianSumQuery):
 
         One pass over the records measures them and one adds them up, scaled.
 
+        Formal guarantee: no record is longer than the clip norm when it is added, with
+        or without XLA, on any device and for any number of weights. Norms are summed in
+        float64, where squares of float32 numbers are exact and sums are to a billionth,
+        in whatever order a compiler takes them.
+
         Args:
           params: the clip norm, as `derive_sample_params` gives it.
           sample_state: the sum so far, one float32 tensor a variable.
@@ -57,13 +69,18 @@ class SeededGaussianSumQuery(GaussianSumQuery):
           whose norm is not finite are not added.
         """
         rows = [tf.reshape(part, [part.shape[0], -1]) for part in records]
-        # l2_loss, row by row, is four times faster than any reduction along an axis.
+        # l2_loss, row by row, is twice as fast as any reduction along an axis.
         squares = [
-            [2.0 * tf.nn.l2_loss(one) for one in tf.unstack(row)] for row in rows
+            [2.0 * tf.nn.l2_loss(tf.cast(one, tf.float64)) for one in tf.unstack(row)]
+            for row in rows
         ]
-        norms = tf.sqrt(tf.reduce_sum(squares, axis=0))
+        exact_norms = tf.sqrt(tf.reduce_sum(squares, axis=0))
+        norms = tf.cast(exact_norms, tf.float32)
+        scales = tf.minimum(_MARGIN * tf.cast(params, tf.float64) / exact_norms, 1.0)
         added = tf.math.is_finite(norms) & counted
-        scales = tf.where(added, params * tf.minimum(1.0 / norms, 1.0 / params), 0.0)
+        scales = tf.where(
+            added & (scales >= _SMALLEST_NORMAL), tf.cast(scales, tf.float32), 0.0
+        )
         # 0 * NaN is NaN: such rows must be emptied, which costs a pass; almost never.
         rows = tf.cond(
             tf.reduce_all(tf.math.is_finite(norms)),
@@ -71,7 +88,7 @@ class SeededGaussianSumQuery(GaussianSumQuery):
             lambda: [tf.where(added[:, tf.newaxis], row, 0.0) for row in rows],
         )
         sums = [
-            tf.reshape(tf.linalg.matvec(row, scales, transpose_a=True), total.shape)
+            tf.reshape(_scaled_sum(row, scales), total.shape)
             for row, total in zip(rows, sample_state, strict=True)
         ]
         return self.accumulate_preprocessed_record(sample_state, sums), norms
@@ -95,6 +112,30 @@ class SeededGaussianSumQuery(GaussianSumQuery):
         )
         next_state = global_state._replace(update=global_state.update + 1)
         return tf.nest.pack_sequence_as(sample_state, noised), next_state, event
+
+
+def _scaled_sum(rows: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
+    """Sum over n of scales [n] times rows [n,p], each product in full float32.
+
+    A matrix product takes one pass where multiplying and adding take three. But it may
+    round its factors to ten bits (TensorFloat-32, the default on GPUs) or seven
+    (bfloat16), and so lengthen a clipped record by some thousandths.
+    """
+    if _matrix_products_are_float32():
+        return tf.linalg.matvec(rows, scales, transpose_a=True)
+    return tf.reduce_sum(rows * scales[:, tf.newaxis], axis=0)
+
+
+def _matrix_products_are_float32() -> bool:
+    """Whether all devices are CPUs, and no rewriting of graphs to bfloat16 is on.
+
+    On CPUs, TensorFlow calls oneDNN's sgemm, which oneDNN's own setting for lower
+    precision (ONEDNN_DEFAULT_FPMATH_MODE) does not reach.
+    """
+    devices = tf.config.list_physical_devices()
+    options = tf.config.optimizer.get_experimental_options()
+    rewritten = any(on for name, on in options.items() if "mixed_precision" in name)
+    return not rewritten and all(device.device_type == "CPU" for device in devices)
 
 
 class GaussianMechanism:

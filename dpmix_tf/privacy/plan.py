@@ -36,7 +36,9 @@ class PrivacyPlan:
       noise_multiplier: sigma; the noise added to the sum has standard deviation
         sigma * sensitivity * clip_norm.
       delta: in (0, 1); should be well below 1 / num_examples.
-      clip_norm: C > 0, L2 bound on one example's gradient over all variables together.
+      clip_norm: C in [1e-10, 1e10], L2 bound on one example's gradient over all
+        variables together. Within these bounds its elements, sums of them and their
+        noise stay far from the ends of float32 (1e-38 and 3e38).
       accountant: "pld" (tighter) or "rdp".
       sensitivity: how many clip norms one example can move the sum by, as the view
         maker says; 1 if every example has a gradient of its own.
@@ -64,7 +66,7 @@ class PrivacyPlan:
                 "hold more examples than exist. Lower the batch size."
             )
         _check_number("noise_multiplier", self.noise_multiplier, at_least=0.0)
-        _check_number("clip_norm", self.clip_norm, above=0.0)
+        _check_number("clip_norm", self.clip_norm, at_least=1e-10, at_most=1e10)
         _check_number("sensitivity", self.sensitivity, at_least=1.0)
         _check_number("delta", self.delta, above=0.0, below=1.0)
         if self.accountant not in accounting.ACCOUNTANTS:
@@ -188,6 +190,7 @@ def _check_number(
     above: float | None = None,
     at_least: float | None = None,
     below: float | None = None,
+    at_most: float | None = None,
 ) -> None:
     wanted = [
         f"{words} {bound:g}"
@@ -195,6 +198,7 @@ def _check_number(
             ("above", above),
             ("at least", at_least),
             ("below", below),
+            ("at most", at_most),
         )
         if bound is not None
     ]
@@ -205,6 +209,7 @@ def _check_number(
         and (above is None or value > above)
         and (at_least is None or value >= at_least)
         and (below is None or value < below)
+        and (at_most is None or value <= at_most)
     )
     if not good:
         raise DPMixError(

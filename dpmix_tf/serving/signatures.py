@@ -145,10 +145,12 @@ def _decode_one(data: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor
                 tf.int32,
             ),
         )
+    # Floats, which oneDNN transposes on every processor without a word.
+    pixels = tf.cast(pixels, tf.float32)
     pixels = orientation.upright(pixels, orientation.of_file(data, is_png))
     if channels == 1:  # ITU-R 601 luma with Pillow's rounding
         weights = tf.constant([19595, 38470, 7471], tf.int32)
-        total = tf.reduce_sum(pixels * weights, -1, keepdims=True)
+        total = tf.reduce_sum(tf.cast(pixels, tf.int32) * weights, -1, keepdims=True)
         pixels = (total + 2**15) // 2**16
     resized = tf.image.resize(
         tf.cast(pixels, tf.float32),

@@ -1,6 +1,10 @@
 import math
 
+import dp_accounting
+import hypothesis
 import pytest
+from dp_accounting import pld
+from hypothesis import strategies as st
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import Ledger, PrivacyPlan, accounting
@@ -102,3 +106,68 @@ def test_unreachable_epsilon_is_refused():
             delta=1e-5,
             accountant="rdp",
         )
+
+
+# Noise for epsilon = 3 after 20 updates at delta = 1e-5, by PLD on the finest grid.
+RARE = [(1.6e-5, 0.257188), (1e-4, 0.320914), (8e-4, 0.414186), (4e-3, 0.514505)]
+
+
+@pytest.mark.parametrize(("q", "noise"), RARE)
+def test_examples_that_are_sampled_rarely_cost_few_points(q, noise, monkeypatch):
+    """The noise is that of grids of 500,000 points, in a tenth of their points."""
+    points = []
+
+    class Counting(pld.PLDAccountant):
+        def __init__(self, value_discretization_interval=1e-4):
+            super().__init__(
+                value_discretization_interval=value_discretization_interval
+            )
+            self._interval = value_discretization_interval
+
+        def compose(self, event, count=1):
+            sigma = event.event.noise_multiplier
+            losses = 2 * (math.log(q) + 0.5 / sigma**2 + 10 / sigma)
+            points.append(losses / self._interval)
+            return super().compose(event, count)
+
+    monkeypatch.setattr(accounting.pld, "PLDAccountant", Counting)
+    settings = dict(sampling_probability=q, updates=20, delta=1e-5)
+    found = accounting.noise_multiplier_for(target_epsilon=3.0, **settings)
+    assert found == pytest.approx(noise, rel=2e-4)
+    assert accounting.epsilon(noise_multiplier=found, **settings) <= 3.0
+    assert sum(points) < 400_000
+
+
+@pytest.mark.parametrize(
+    ("noise", "q", "updates"),
+    [(0.26, 1.6e-5, 20), (0.57, 8e-4, 20), (2.53, 0.08, 2_400), (0.9, 1.0, 3)],
+)
+def test_a_coarser_grid_is_an_upper_bound_and_as_tight(noise, q, updates):
+    finest = pld.PLDAccountant(value_discretization_interval=1e-4)
+    update = dp_accounting.GaussianDpEvent(noise)
+    if q < 1:
+        update = dp_accounting.PoissonSampledDpEvent(q, update)
+    expected = finest.compose(update, updates).get_epsilon(1e-5)
+    spent = accounting.epsilon(
+        noise_multiplier=noise, sampling_probability=q, updates=updates, delta=1e-5
+    )
+    assert expected * (1 - 1e-9) <= spent <= expected * (1 + 1e-4)
+
+
+@hypothesis.settings(max_examples=8, deadline=None)
+@hypothesis.given(
+    st.floats(-4.0, 0.0),
+    st.integers(1, 300),
+    st.floats(0.5, 20.0),
+    st.floats(-9.0, -4.0),
+)
+def test_noise_by_pld_is_never_too_little_nor_much_too_large(
+    log_q, updates, target, log_delta
+):
+    settings = dict(
+        sampling_probability=10**log_q, updates=updates, delta=10**log_delta
+    )
+    noise = accounting.noise_multiplier_for(target_epsilon=target, **settings)
+    spent = accounting.epsilon(noise_multiplier=noise, **settings)
+    less = accounting.epsilon(noise_multiplier=noise * 0.999, **settings)
+    assert spent <= target < less

@@ -97,7 +97,7 @@ def test_only_counted_records_are_added():
         np.testing.assert_allclose(part, alone, rtol=1e-6)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_record_without_a_finite_norm_counts_as_zero(bad):
     good = [tf.constant([0.1, 0.2]), tf.constant([0.3])]
     total, norms = add(mechanism(), [tf.constant([1.0, bad]), tf.constant([1.0])], good)
