@@ -351,8 +351,9 @@ class DPMixModel(Saving):
                 "Use fit(PoissonBatches(source, plan))."
             )
         release = self.step.noisy_mean(as_batch(batch))
-        self.optimizer.apply(release.gradients, self.network.trainable_variables)
-        self.average.update(release.update)
+        with tf.control_dependencies([release.update]):  # not before it is charged
+            self.optimizer.apply(release.gradients, self.network.trainable_variables)
+            self.average.update(release.update)
         logs = {"updates": release.update + 1, "finite": is_finite(self.network)}
         if self.private_metrics:
             clipped, size = release.clipped, tf.maximum(release.size, 1.0)
