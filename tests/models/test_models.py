@@ -1,6 +1,9 @@
+import re
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from dpmix_tf import views
@@ -47,22 +50,87 @@ def test_wide_resnet_16_4_has_the_published_number_of_parameters():
     assert network.count_params() == 2_748_890
 
 
-def kinds(network):
-    names = [type(layer).__name__ for layer in network.layers]
-    return [name for name in names if name in ("GroupNormalization", "Activation")]
+def in_order_of_making(network, kind):
+    """The weights of a network's layers of one kind; Keras numbers their names."""
+    found = [layer for layer in network.layers if type(layer).__name__ == kind]
+    found.sort(key=lambda layer: int(re.search(r"_(\d+)$|$", layer.name)[1] or 0))
+    return iter([layer.get_weights() for layer in found])
 
 
-def test_norm_and_activation_come_in_either_order():
+def by_hand(network, images, order):
+    """A WRN-10-2 from plain operations and the network's weights."""
+    convolutions = in_order_of_making(network, "Conv2D")
+    norms = in_order_of_making(network, "GroupNormalization")
+    own = order == "shortcut_norm_first"
+
+    def convolve(x, stride=1):
+        kernel, *bias = next(convolutions)
+        return tf.nn.conv2d(x, kernel, stride, "SAME") + sum(bias)
+
+    def normalise(x, gamma, beta, groups=4):
+        n, h, w, c = x.shape
+        grouped = tf.reshape(x, [n, h, w, groups, c // groups])
+        mean, variance = tf.nn.moments(grouped, [1, 2, 4], keepdims=True)
+        normal = (grouped - mean) / tf.sqrt(variance + 1e-3)
+        return tf.reshape(normal, x.shape) * gamma + beta
+
+    def activate(x, norm_first=order == "norm_first"):
+        gamma, beta = next(norms)
+        if norm_first:
+            return tf.nn.relu(normalise(x, gamma, beta))
+        return normalise(tf.nn.relu(x), gamma, beta)
+
+    x = convolve(2 * images - 1)
+    for channels, stride in ((32, 1), (64, 2), (128, 2)):
+        active = activate(x)
+        source = activate(x, norm_first=True) if own else active
+        shortcut = convolve(source, stride)
+        y = convolve(active, stride)
+        assert shortcut.shape[-1] == channels
+        x = shortcut + convolve(activate(y))
+    x = tf.reduce_mean(activate(x), [1, 2])
+    kernel, bias = network.get_layer("logits").get_weights()
+    return x @ kernel + bias
+
+
+@pytest.mark.parametrize(
+    ("order", "parameters"),
+    [
+        ("activation_first", 2_748_890),
+        ("norm_first", 2_748_890),
+        ("shortcut_norm_first", 2_751_562),
+    ],
+)
+def test_each_order_of_norm_and_activation_is_what_it_says(order, parameters):
+    network = wide_resnet(
+        depth=10, width=2, groups=4, input_shape=(8, 8, 1), num_classes=3, order=order
+    )
+    random = np.random.default_rng(0)
+    for variable in network.variables:  # biases and norms, too
+        variable.assign(random.normal(0, 0.3, variable.shape))
+    images = random.random((2, 8, 8, 1), np.float32)
+    np.testing.assert_allclose(
+        network(images), by_hand(network, images, order), rtol=1e-4, atol=1e-5
+    )
+    validate_network(network)
+    whole = wide_resnet(input_shape=(32, 32, 3), num_classes=10, order=order)
+    assert whole.count_params() == parameters
+    kernels = [v.numpy() for v in whole.trainable_variables if len(v.shape) == 4]
+    largest = max(kernels, key=np.size)
+    assert np.std(largest) == pytest.approx(
+        np.prod(largest.shape[:3]) ** -0.5, rel=0.02
+    )
+
+
+def test_an_unknown_order_is_refused_and_other_activations_are_taken():
     shape = {"depth": 10, "width": 1, "input_shape": (8, 8, 1), "num_classes": 3}
-    first = wide_resnet(**shape, groups=4)
-    last = wide_resnet(**shape, groups=4, norm_first=False, activation="tanh")
-    assert kinds(first) == ["GroupNormalization", "Activation"] * 7
-    assert kinds(last) == ["Activation", "GroupNormalization"] * 7
-    assert first.count_params() == last.count_params()
-    activations = [one for one in last.layers if type(one).__name__ == "Activation"]
+    with pytest.raises(ValueError, match="order must be one of activation_first"):
+        wide_resnet(**shape, groups=4, order="0")
+    network = wide_resnet(**shape, groups=4, activation="tanh")
+    activations = [one for one in network.layers if type(one).__name__ == "Activation"]
     assert all(one.activation is keras.activations.tanh for one in activations)
-    for network in (first, last, convnet(input_shape=(8, 8, 1), num_classes=3)):
-        validate_network(network)
+    for one in (network, convnet(input_shape=(8, 8, 1), num_classes=3)):
+        validate_network(one)
 
 
 @pytest.mark.parametrize("hidden", [(), (8,)])
