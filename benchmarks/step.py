@@ -85,7 +85,8 @@ def private_step(network, make_views, examples):
     random = np.random.default_rng(0)
     shape = (examples, *network.input_shape[1:])
     images = tf.constant(random.integers(0, 256, shape, dtype=np.uint8))
-    batch = Batch(images, tf.range(examples) % 10, tf.range(examples, dtype=tf.int64))
+    ids = tf.range(examples, dtype=tf.int64)
+    batch = Batch(images, tf.range(examples) % 10, ids, update=None)
     step = tf.function(lambda: model.train_step(batch))
     return lambda: int(step()["updates"]), model.chunk_size
 

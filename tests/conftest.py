@@ -1,6 +1,7 @@
 """Shared by all tests: quiet TensorFlow, small real data, small plans."""
 
 import contextlib
+import json
 import os
 import socket
 import zlib
@@ -50,6 +51,14 @@ def free_ports(count):
         if len(found) == count:
             return found
     raise AssertionError("no free ports")
+
+
+def spending(workdir):
+    """What privacy.json says, but for the random names of runs."""
+    record = json.loads((workdir / "privacy.json").read_text())
+    for entry in record["ledger"]:
+        del entry["run"]
+    return record
 
 
 def train_command(workdir, *more):

@@ -3,7 +3,8 @@ r"""Which order of norm and activation a wide residual network needs: digits, WR
 python bin/experiment.py --config=configs/experiments/network_order.py \
     --workdir=runs/network_order --jobs=2
 
-Plain DP-SGD, so that nothing but the order differs. About ten minutes on two cores; nothing is tuned.
+Plain DP-SGD, so that nothing but the order differs; nothing is tuned. About ten minutes
+on two cores.
 """
 
 from configs import digits
@@ -25,7 +26,7 @@ def get_config():
     config.title = "Norm and activation"
     orders = ("activation_first", "shortcut_norm_first", "norm_first")
     settings = config.arms.dp_sgd.to_dict()
-    config.arms = {order: settings | {"network.order": order} for order in orders}
+    config.arms = {order: settings | {"network": {"order": order}} for order in orders}
     config.order, config.baseline = orders, "norm_first"
     config.equal_compute = ()
     config.epsilons = (8.0,)

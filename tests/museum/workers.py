@@ -31,6 +31,7 @@ def _worker(clip_norm, texts_of_workers):
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(cluster, "texts_of_workers", texts_of_workers),
+        mock.patch.object(cluster, "text_from_chief", lambda strategy, text: text),
     ):
         trainer = Trainer(_config(clip_norm), folder)
         trainer._close()
