@@ -26,7 +26,7 @@ from PIL import Image
 from dpmix_tf.files import write_text_atomic
 from dpmix_tf.serving.privacy_card import exported_versions, read_card
 from dpmix_tf.training import checkpoints
-from tests.conftest import ROOT, train_command
+from tests.conftest import ROOT, spending, train_command
 from tests.serving.c_api import CModel
 
 _KILLS = flags.DEFINE_integer("kills", 50, "Random moments at which each is killed.")

@@ -14,6 +14,7 @@ import dpmix_tf
 from dpmix_tf import views
 from dpmix_tf.data import ImageFolderSource, PoissonBatches
 from dpmix_tf.training import DPMixModel
+from dpmix_tf.views.augment import augmentation
 from tests.conftest import ROOT, plan_for, tiny_network
 
 PACKAGE = Path(dpmix_tf.__file__).parent
@@ -60,6 +61,7 @@ def test_one_batch_walks_from_disk_to_weights_as_the_design_says(photos):
         views=views.dp_mix_self(base=2, mixed=1, padding=1),
     )
     model.compile(keras.optimizers.SGD(0.1))
+    augmentation.cache_clear()  # as in a process of its own
     batches = PoissonBatches(photos, plan)
     walked = entered(lambda: model.train_step(next(iter(batches))))
     page = (ROOT / "docs" / "design.md").read_text()

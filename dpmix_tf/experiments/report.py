@@ -1,4 +1,7 @@
-"""The report of an experiment: report.md, report.html and their pictures."""
+"""The report of an experiment: report.md, report.html and their pictures.
+
+Long because one page has many sections, each a method of a few lines.
+"""
 
 import statistics as builtin
 import tempfile

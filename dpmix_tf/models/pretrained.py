@@ -113,6 +113,8 @@ def pretrained(
 ) -> keras.Model:
     """Builds an encoder trained on public images, with a linear head on its features.
 
+    Long because each argument is checked where it is used.
+
     The published setting trains the head alone (DP-Mix, section 4.2): the encoder then
     runs once per view, outside the tape, in inference mode. The data it was trained on
     counts as public; if any private examples were among it, the guarantee is void.

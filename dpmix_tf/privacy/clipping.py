@@ -91,6 +91,8 @@ def clipped_gradient_sum(
 ) -> ClippedSum:
     """Adds up the clipped gradients of a batch.
 
+    Long because the loop over chunks reads in one piece.
+
     Args:
       mechanism: clips and adds.
       variables: what to differentiate by; anything else in the network stays frozen.

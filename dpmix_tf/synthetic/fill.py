@@ -26,6 +26,8 @@ def generate(
 ) -> None:
     """Generates the images that a pool lacks, of one part of the work.
 
+    Long because each check comes before the first image is made.
+
     Args:
       folder: the pool.
       settings: `config.pool` as a dict, see training/config.py.

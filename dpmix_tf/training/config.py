@@ -48,6 +48,8 @@ def pretrained_network(encoder: str) -> ConfigDict:
 def default_config() -> ConfigDict:
     """Returns the settings of a run, to be changed by a file in configs/.
 
+    Long because it lists every setting.
+
     Everything that changes the result is outside `run`; `run` may differ when a
     run is resumed.
     """

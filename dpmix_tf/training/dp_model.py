@@ -125,20 +125,24 @@ class DPMixModel(Saving):
         self.private_metrics = private_metrics
         self.input_seconds = 0.0  # what `fit` has waited for batches
         self.num_classes = int(network.output_shape[-1])
-        for condition, holds in {
-            ledger.CHOSEN_SEED: seed.origin == randomness.CHOSEN,
-            ledger.SHARED_SEED: seed.origin == randomness.SHARED,
-            ledger.PUBLIC_POOL: views.synthetic > 0,
-            ledger.PUBLIC_WEIGHTS: getattr(network, "public_weights", False),
-            ledger.PRIVATE_METRICS: private_metrics,
-        }.items():
-            if holds:
-                self.account.note(condition)
+        self._note_conditions(seed)
         if warning := history_warning(self.ledger, plan):
             logging.warning("%s", warning)
         self.average = ExponentialMovingAverage(network.trainable_variables, ema_decay)
         self._averages = self.average.averages
         self.built = True
+
+    def _note_conditions(self, seed: randomness.Seed) -> None:
+        """Records what the statement must tell about this training."""
+        for condition, holds in {
+            ledger.CHOSEN_SEED: seed.origin == randomness.CHOSEN,
+            ledger.SHARED_SEED: seed.origin == randomness.SHARED,
+            ledger.PUBLIC_POOL: self.views.synthetic > 0,
+            ledger.PUBLIC_WEIGHTS: getattr(self.network, "public_weights", False),
+            ledger.PRIVATE_METRICS: self.private_metrics,
+        }.items():
+            if holds:
+                self.account.note(condition)
 
     @property
     def chunk_size(self) -> int:
