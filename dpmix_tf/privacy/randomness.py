@@ -88,7 +88,7 @@ def check_seed(seed: Any) -> None:
         )
     if not 0 <= int(seed) < 2**SEED_BITS:
         raise DPMixError(
-            f"seed must be in [0, 2**{SEED_BITS}), received a value outside that range. "
+            f"seed must be in [0, 2**{SEED_BITS}), received a value outside it. "
             "Leave it out to have the operating system draw one."
         )
 
