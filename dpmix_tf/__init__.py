@@ -1,7 +1,7 @@
 """dpmix_tf: private image classifiers with DP-Mix, for TensorFlow and Keras.
 
-The public names; see README.md for a first run. They are imported when first used, so
-that commands which only do arithmetic need not wait for TensorFlow.
+This module holds the public names; see README.md for a first run. They are imported on
+first use, so that commands that only do arithmetic need not wait for TensorFlow.
 """
 
 import importlib
@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
     raise ImportError(
-        "dpmix_tf runs on Linux and macOS: it locks folders and keeps secrets by modes "
-        "that Windows does not have. On Windows, use it inside WSL 2."
+        "dpmix_tf runs on Linux and macOS: it uses file locks and file modes (to keep "
+        "secrets) that Windows does not have. On Windows, use it inside WSL 2."
     )
 if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
     raise ImportError(
-        "dpmix_tf needs Keras on TensorFlow; KERAS_BACKEND is "
-        f"{os.environ['KERAS_BACKEND']!r} here. Unset it, or set it to 'tensorflow', "
+        "dpmix_tf needs Keras on TensorFlow, but KERAS_BACKEND is "
+        f"{os.environ['KERAS_BACKEND']!r}. Unset it, or set it to 'tensorflow', "
         "before Python starts."
     )
 
 if os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true"):
     raise ImportError(
-        "dpmix_tf needs Keras 3; TF_USE_LEGACY_KERAS asks TensorFlow for Keras 2. "
+        "dpmix_tf needs Keras 3, but TF_USE_LEGACY_KERAS makes TensorFlow use Keras 2. "
         "Unset it before Python starts."
     )
 

@@ -1,4 +1,4 @@
-"""Paths as users give them, locks, and files that are either whole or not there."""
+"""User-given paths, locks, and files that are either complete or absent."""
 
 import contextlib
 import errno
@@ -13,14 +13,14 @@ from typing import BinaryIO, TextIO
 
 from dpmix_tf.errors import DPMixError
 
-TEMPORARY = ".dpmix_tf_"  # how the names of folders that are being written begin
+TEMPORARY = ".dpmix_tf_"  # prefix of the names of folders that are being written
 
-# gs://bucket, s3://..., https://...; pathlib makes one slash of two.
+# gs://bucket, s3://..., https://...; pathlib reduces two slashes to one.
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
-# What fsync answers where a file system cannot sync (folders, on some FUSE and network
-# file systems). Its renames are atomic all the same; what a power failure undoes is
-# the file system's to say.
+# What fsync returns where a file system cannot sync (folders, on some FUSE and network
+# file systems). Renames are atomic nevertheless; what a power failure undoes depends on
+# the file system.
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -30,50 +30,50 @@ def is_remote(value: str | os.PathLike[str]) -> bool:
 
 
 def local_path(value: str | os.PathLike[str], what: str = "The path") -> Path:
-    """Returns the local path that a user gave; every such path comes in by this door.
+    """Returns the local path that a user gave; every such path must pass through here.
 
     Args:
       value: a path; a leading `~` or `~user` is that user's home folder.
-      what: what the path is for, to begin an error with: "--workdir".
+      what: what the path is for, which begins error messages, such as "--workdir".
 
     Returns:
       The path, relative where `value` is. Passing it in again returns it unchanged.
 
     Raises:
-      DPMixError: no path, an empty one, one of an unknown user, or a remote address.
+      DPMixError: not a path, empty, of an unknown user, or a remote address.
     """
     text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text.strip() or "\0" in text:
-        raise DPMixError(f"{what} must be the path of a file or folder: {value!r}.")
+        raise DPMixError(f"{what} must be a file or folder path, received: {value!r}.")
     if is_remote(text):
         raise DPMixError(
             f"{what} is a remote address: {text}. dpmix_tf reads and writes local "
-            "files only: what keeps a run's secrets, owner-only modes and locks, does "
-            "not exist there. Give a local path; copy inputs to it first, and publish "
-            "results from it afterwards."
+            "files only: a run's secrets are protected by owner-only modes and locks, "
+            "which do not exist there. Give a local path; copy inputs to it first, and "
+            "publish results from it afterwards."
         )
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
         raise DPMixError(
             f"{what} begins with the home folder of a user who does not exist: {text}. "
-            f"For a file of that name, write ./{text}."
+            f"For a file with that name, write ./{text}."
         )
     path = Path(expanded)
-    # "./~x" and "./gs:/x" lose their dot in a Path, and would be read otherwise when
-    # they come here again.
+    # "./~x" and "./gs:/x" lose their dot in a Path, and would be misread if passed in
+    # again.
     again = str(path)
     return path.absolute() if again.startswith("~") or is_remote(again) else path
 
 
 def lock_file(path: Path, *, wait: bool) -> TextIO:
-    """Opens a file, made if missing, that one process at a time may hold.
+    """Opens a file, created if missing, that one process at a time may hold.
 
     Args:
       path: the file; its folder must exist.
-      wait: for as long as another process holds it.
+      wait: whether to wait while another process holds it.
 
     Returns:
-      The open file. Closing it, or the end of the process, gives the lock back.
+      The open file. Closing it, or the end of the process, releases the lock.
 
     Raises:
       BlockingIOError: another process holds it, and `wait` is False.
@@ -93,10 +93,10 @@ def lock_file(path: Path, *, wait: bool) -> TextIO:
         raise DPMixError(
             f"The file system of {path.parent} has no file locks (flock: "
             f"{error.strerror}). Without one, two processes could write there at once, "
-            "and two runs of one seed would share their noise. Choose a folder on "
+            "and two runs with one seed would share their noise. Choose a folder on "
             "another disk, such as a local one."
         ) from error
-    except BaseException:  # stopped while waiting
+    except BaseException:  # interrupted while waiting
         file.close()
         raise
     return file
@@ -107,11 +107,11 @@ def write_atomic(
 ) -> None:
     """Writes a file under a temporary name, then renames it into place.
 
-    Whatever happens meanwhile, `path` holds its old content or its new one, whole.
+    Whatever happens meanwhile, `path` holds its old content or its new one, complete.
 
     Args:
-      path: where to; its folder must exist.
-      write: is handed the open binary file.
+      path: the file to write; its folder must exist.
+      write: called with the open binary file.
       private: make it readable by its owner alone (mode 0600).
 
     Raises:
@@ -143,8 +143,8 @@ def write_folder_atomic(path: str | Path, write: Callable[[Path], object]) -> No
     """Writes a folder under a hidden temporary name, then renames it into place.
 
     Args:
-      path: where to; must not exist, its own folder must.
-      write: is handed an empty folder.
+      path: the folder to write; it must not exist, but its parent folder must.
+      write: called with an empty folder.
 
     Raises:
       DPMixError: the disk is full, or the folder cannot be written to.
@@ -161,10 +161,10 @@ def write_folder_atomic(path: str | Path, write: Callable[[Path], object]) -> No
 
 @contextlib.contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """Makes an empty hidden folder beside `path`, and removes it.
+    """Makes an empty hidden folder beside `path`, and removes it afterwards.
 
     Raises:
-      DPMixError: whatever the operating system refuses meanwhile; names `path`.
+      DPMixError: the operating system reports an error meanwhile; names `path`.
     """
     temporary = None
     try:
@@ -178,12 +178,12 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def cannot_write(path: Path, error: OSError) -> DPMixError:
-    """Says why a file or folder was not written."""
+    """Returns an error that says why a file or folder was not written."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return DPMixError(
         f"Cannot write {path}: {error.strerror or error}. "
         + (
-            "The disk is full; what was there before is untouched. Free space and "
+            "The disk is full; existing files are untouched. Free some space and "
             "run the same command again."
             if full
             else "Choose a folder that can be written to."
@@ -200,7 +200,7 @@ def _sync_path(path: Path) -> None:
 
 
 def _sync(handle: int) -> None:
-    """Makes sure that a power failure does not undo what was written.
+    """Ensures that a power failure does not undo what was written.
 
     Raises:
       OSError: the disk failed, or is full.
@@ -213,7 +213,7 @@ def _sync(handle: int) -> None:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Writes text as UTF-8: see write_atomic."""
+    """Writes text as UTF-8; see write_atomic."""
     write_atomic(path, lambda file: file.write(text.encode()))
 
 

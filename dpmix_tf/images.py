@@ -1,4 +1,4 @@
-"""Image files: finding, reading, turning upright, converting and resizing them."""
+"""Finding, reading, turning upright, converting and resizing image files."""
 
 import contextlib
 import io
@@ -18,17 +18,17 @@ from dpmix_tf.errors import DPMixError
 # A small file can claim any size; decoding this many takes a quarter of a gigabyte.
 MOST_PIXELS = 80_000_000
 
-# Sixteen bits of which only twelve are used: what is left of them is nearly black.
+# If only twelve of sixteen bits are used, the higher eight are nearly black.
 TWELVE_BITS = 4095
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _EXPECTED = "a JPEG, PNG, WebP, BMP, GIF or TIFF file"
 
-# Where what is known of a folder's files is kept: see data.file_index.
+# Name of the index of a folder's files: see data.file_index.
 INDEX = ".dpmix-tf-files.json"
 
-# What systems leave in folders, beside names that begin with a dot.
+# What operating systems leave in folders, besides names that begin with a dot.
 _LITTER = ("__macosx", "desktop.ini", "thumbs.db")
 
 _EXIF = b"Exif\0\0"
@@ -45,7 +45,7 @@ _TURNS = {  # by EXIF orientation: what makes the image upright
 
 
 class _UnsuitableError(ValueError):
-    """A whole image that is not read; its message says what to do."""
+    """An intact image that we do not read; the message says what to do."""
 
 
 class Found(NamedTuple):
@@ -53,7 +53,7 @@ class Found(NamedTuple):
 
     Attributes:
       files: the image files at any depth, in order.
-      skipped: why other files and folders were passed over -> how many were.
+      skipped: reason that other files and folders were skipped -> how many.
     """
 
     files: list[Path]
@@ -61,7 +61,7 @@ class Found(NamedTuple):
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """The names of a folder's subfolders, which are its classes, in order."""
+    """Returns the sorted names of a folder's subfolders, which are its classes."""
     return tuple(
         sorted(
             entry.name
@@ -72,14 +72,14 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 
 
 def find_images(folder: Path, *, deep: bool = True) -> Found:
-    """Finds the image files in a folder; at any depth, or only in itself.
+    """Finds the image files in a folder, at any depth or only directly in it.
 
-    Hidden files and folders (such as `.ipynb_checkpoints` and `._photo.jpg`) and what
-    systems leave behind (`__MACOSX`, `Thumbs.db`) are passed over, as are files of
-    other suffixes than IMAGE_SUFFIXES and links to folders.
+    Hidden files and folders (such as `.ipynb_checkpoints` and `._photo.jpg`) and those
+    that operating systems leave behind (`__MACOSX`, `Thumbs.db`) are skipped, as are
+    files with suffixes other than IMAGE_SUFFIXES and links to folders.
 
     Raises:
-      DPMixError: a folder that cannot be read.
+      DPMixError: a folder cannot be read.
     """
 
     def refuse(error: OSError) -> None:
@@ -114,7 +114,7 @@ def _is_litter(name: str) -> bool:
 
 
 def image_files(path: Path) -> list[Path]:
-    """The image files in a folder, at any depth, in order; a file is its own list."""
+    """Returns the sorted image files in a folder, at any depth; [path] for a file."""
     return find_images(path).files if path.is_dir() else [path]
 
 
@@ -122,28 +122,29 @@ def read_image(path: str | Path, image_shape: Sequence[int]) -> np.ndarray:
     """Reads one image file, turned upright as its EXIF orientation says.
 
     Args:
-      path: JPEG, PNG, WebP, BMP, GIF or TIFF; of several pictures, the first counts.
+      path: JPEG, PNG, WebP, BMP, GIF or TIFF; if it holds several pictures, the first
+        is used.
       image_shape: (H, W, C) to convert to.
 
     Returns:
       uint8 [H,W,C].
 
     Raises:
-      DPMixError: names the file that cannot be read.
+      DPMixError: the file cannot be read; the message names it.
     """
     with _refused_by_name(path), _opened(path) as image:
         return fit_image(image, image_shape)
 
 
 def image_size(path: str | Path, data: bytes) -> tuple[int, int]:
-    """Decodes a whole image file, as read_image does, and says how large it is.
+    """Decodes a whole image file, as read_image does, and returns its size.
 
     Args:
-      path: names the file in errors.
-      data: its content.
+      path: the file's name, for error messages.
+      data: the file's content.
 
     Returns:
-      (width, height), upright.
+      (width, height), once upright.
 
     Raises:
       DPMixError: read_image would refuse it.
@@ -153,20 +154,20 @@ def image_size(path: str | Path, data: bytes) -> tuple[int, int]:
 
 
 def fit_image(image: Image.Image, image_shape: Sequence[int]) -> np.ndarray:
-    """Turns upright, converts to grey or RGB, resizes with antialiasing.
+    """Turns an image upright, converts it to grey or RGB, resizes with antialiasing.
 
-    Of sixteen bits the higher eight are kept; transparency is dropped; of an animation,
-    the first picture counts.
+    Of sixteen bits the higher eight are kept; transparency is dropped; for an
+    animation, the first picture is used.
 
     Args:
-      image: Pillow's.
-      image_shape: (H, W, C), C of 1 or 3.
+      image: a Pillow image.
+      image_shape: (H, W, C), C = 1 or 3.
 
     Returns:
       uint8 [H,W,C].
 
     Raises:
-      ValueError: deeper than sixteen bits, or sixteen of which twelve are used.
+      ValueError: the image has more than sixteen bits, or uses only twelve of sixteen.
     """
     height, width, channels = image_shape
     image = _upright(_in_eight_bits(image))
@@ -191,7 +192,7 @@ def exif_orientation(exif: bytes) -> int:
       exif: a TIFF header and its first directory, with or without "Exif" before it.
 
     Returns:
-      1 to 8; 1, which is upright, where there is none or the data is damaged.
+      1 to 8; 1, which is upright, if there is none or the data is damaged.
     """
     while exif.startswith(_EXIF):
         exif = exif[len(_EXIF) :]
@@ -199,8 +200,8 @@ def exif_orientation(exif: bytes) -> int:
         return 1
 
     def number(at: int, size: int) -> int:
-        order = "little" if exif[:2] == b"II" else "big"
-        return int.from_bytes(exif[at : at + size], order)
+        part = exif[at : at + size]
+        return int.from_bytes(part, "little" if exif[:2] == b"II" else "big")
 
     first = number(4, 4) + 2
     last = min(first + 12 * number(first - 2, 2), len(exif))
@@ -213,7 +214,7 @@ def exif_orientation(exif: bytes) -> int:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turns an image as its EXIF orientation says; Pillow turns TIFF by itself."""
-    image.load()  # PNG may have its EXIF data behind the pixels
+    image.load()  # PNG may have its EXIF data after the pixels
     if image.format == "TIFF":
         return image
     turn = _TURNS.get(exif_orientation(image.info.get("exif", b"")))
@@ -224,11 +225,11 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
     """Keeps the higher eight of sixteen bits, as Pillow itself does for colours."""
     if image.mode == "F":
         raise _UnsuitableError(
-            "its pixels are floats, whose range is not known: convert it to 8 bits"
+            "its pixels are floats of unknown range: convert it to 8 bits"
         )
-    # How the file keeps its pixels is known until they are loaded.
+    # The file's pixel format is known only until the pixels are loaded.
     kept = str(getattr(image, "tile", ""))
-    if image.mode.startswith("I"):  # Pillow would cut off all above 255
+    if image.mode.startswith("I"):  # Pillow would clip everything above 255
         values = np.asarray(image, np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise _UnsuitableError(
@@ -241,7 +242,7 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
         image = turned
     elif re.search(r";16[BLN]'", kept):
         colours = [band for band in image.getbands() if band != "A"]
-        high = max(image.getchannel(band).getextrema()[1] for band in colours)
+        high = max(np.asarray(image.getchannel(band)).max() for band in colours)
         brightest = 256 * int(high) + 255
     else:
         return image
@@ -280,7 +281,7 @@ def _refused_by_name(path: str | Path) -> Iterator[None]:
         raise
     except _UnsuitableError as error:
         raise DPMixError(f"Unreadable image: {path} ({error}).") from error
-    except Exception as error:  # Pillow raises almost anything on a broken file
+    except Exception as error:  # Pillow may raise anything on a broken file
         raise DPMixError(
             f"Unreadable image: {path} ({error}). Expected {_EXPECTED}; replace or "
             "remove it."

@@ -4,7 +4,7 @@ from types import ModuleType
 
 
 def pyplot() -> ModuleType:
-    """Imports matplotlib.pyplot, to draw into files; it costs a second."""
+    """Imports matplotlib.pyplot for drawing to files, which takes a second."""
     import matplotlib
 
     matplotlib.use("Agg")

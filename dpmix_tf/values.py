@@ -1,4 +1,4 @@
-"""Frozen values hold Python's own numbers and texts, whatever they were given."""
+"""Makes frozen dataclasses hold plain Python numbers and strings."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def hold_plain_values(instance: Any) -> None:
-    """Makes a frozen dataclass's numpy numbers and texts Python's, which JSON takes.
+    """Converts a frozen dataclass's numpy scalars to Python's, which JSON accepts.
 
     For __post_init__: np.int64(4) becomes 4, np.str_("mixup") becomes "mixup".
     """

@@ -1,4 +1,4 @@
-"""Public weights in files: their digests, and into a Keras model."""
+"""Files of public weights: their digests, and loading them into a Keras model."""
 
 import hashlib
 from pathlib import Path
@@ -14,7 +14,7 @@ def digest(path: str | Path) -> str:
     """SHA-256 of a file, or of a folder's files and their names, in hexadecimal.
 
     Raises:
-      DPMixError: there is no such file or folder.
+      DPMixError: the file or folder does not exist.
     """
     path = local_path(path, "The path of the weights")
     if not path.is_dir():
@@ -40,13 +40,13 @@ def load_weights(model: keras.Model, path: str | Path) -> None:
     """Loads an H5 weights file, of Keras 3 or in Keras 2's legacy layout.
 
     Raises:
-      DPMixError: the file is cut short, no H5, or of another model.
+      DPMixError: the file is truncated, not H5, or of another model.
     """
     path = local_path(path, "The path of the weights")
     if not h5py.is_hdf5(path):
         raise DPMixError(
-            f"{path} is not an H5 file: missing, half downloaded, or something else. "
-            "Download it again."
+            f"{path} is not an H5 file: it is missing, partly downloaded, or something "
+            "else. Download it again."
         )
     try:
         model.load_weights(path)

@@ -57,3 +57,24 @@ def test_nothing_is_ever_unpickled():
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
         assert "import pickle" not in text and "allow_pickle=True" not in text
+
+
+def code_lines(function):
+    """Lines of a function without its docstring."""
+    first = function.body[0]
+    told = ast.get_docstring(function) is not None
+    docstring = first.end_lineno - first.lineno + 1 if told else 0
+    return function.end_lineno - function.lineno + 1 - docstring
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.name))
+def test_modules_and_functions_are_short(path):
+    """One idea each: or the docstring says why it is long, "long because ..."."""
+    tree = ast.parse(path.read_text())
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    lengths = [(node, code_lines(node), 60) for node in nodes]
+    lengths.append((tree, len(path.read_text().splitlines()), 400))
+    for node, length, most in lengths:
+        reason = "long because" in (ast.get_docstring(node) or "").lower()
+        name = getattr(node, "name", path.name)
+        assert length <= most or reason, f"{path}: {name} has {length} lines"

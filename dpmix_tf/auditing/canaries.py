@@ -155,9 +155,10 @@ class CanaryStep(PrivateStep):
         coins = tf.concat([[True], self._included], 0)
         included = tf.gather(coins, tf.maximum(canary + 1, 0))
         ordinary = (canary < self._images) & included
-        result = super().clipped_sum(
-            *(tf.boolean_mask(part, ordinary) for part in (images, labels, ids)), update
+        images, labels, ids = (
+            tf.boolean_mask(part, ordinary) for part in (images, labels, ids)
         )
+        result = super().clipped_sum(images, labels, ids, update)
         self._without_canaries = _flat(result.total)
         drawn = tf.boolean_mask(canary, (canary >= self._images) & included)
         places = tf.gather(self._places, drawn - self._images)

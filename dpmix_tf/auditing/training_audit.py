@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -25,7 +25,6 @@ from dpmix_tf.data import PoissonBatches, load_dataset
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import randomness
 from dpmix_tf.privacy.plan import round_down, round_up
-from dpmix_tf.training import DPMixModel
 from dpmix_tf.training.build import build_model, make_plan
 
 
@@ -126,15 +125,20 @@ class _Experiment:
             ),
         )
 
+    @property
+    def step(self) -> CanaryStep:
+        """The model's step, which was made as a CanaryStep."""
+        return cast(CanaryStep, self.model.step)
+
     def run(self, included: np.ndarray, seed: int, after_update=None):
         """Trains once; returns the scores of the image and the gradient canaries."""
-        self.model.step.include(included)
+        self.step.include(included)
         batches = PoissonBatches(self.source, self.plan, seed=seed)
         callback = keras.callbacks.LambdaCallback(
             on_train_batch_end=lambda batch, logs: after_update and after_update()
         )
         self.model.fit(batches, verbose=0, callbacks=[callback])
-        return self._losses(), self.model.step.scores
+        return self._losses(), self.step.scores
 
     def _losses(self):
         if not self.images:
@@ -143,11 +147,11 @@ class _Experiment:
         return -losses(logits, self.canary_labels)
 
 
-def _start_again(model: DPMixModel, state: list[np.ndarray], seed) -> None:
+def _start_again(experiment: _Experiment, state: list[np.ndarray], seed) -> None:
     """Returns a model to its state before the first update, with another seed."""
-    for variable, value in zip(_all(model.state()), state, strict=True):
+    for variable, value in zip(_all(experiment.model.state()), state, strict=True):
         variable.assign(value)
-    model.step.start_again(seed)
+    experiment.step.start_again(seed)
 
 
 def _all(state):
@@ -225,7 +229,7 @@ def audit_many_runs(
     for run in tqdm(range(runs), unit="run"):
         digest = randomness.derive(seed, f"run {run}").tobytes()
         own = randomness.Seed(int.from_bytes(digest, "big"), randomness.SHARED)
-        _start_again(experiment.model, start, own)
+        _start_again(experiment, start, own)
         losses, ratios = experiment.run(included[run], own)
         scores[run] = losses[0], ratios[0]
     attacks = {
@@ -246,7 +250,11 @@ def _conclude(
     each = 1 - (1 - confidence) / (2 * len(attacks))
     delta, bounds, rocs = experiment.plan.delta, {}, {}
     for name, (scores, included) in attacks.items():
-        arguments = {"scores": scores, "included": included, "confidence": each}
+        arguments: dict[str, Any] = {
+            "scores": scores,
+            "included": included,
+            "confidence": each,
+        }
         if independent:
             found = [clopper_pearson_bound(**arguments, delta=delta)]
         else:

@@ -54,7 +54,7 @@ def run(main: Callable[[list[str]], None], module: ModuleType | object) -> None:
       main: takes the positional arguments.
       module: the command's module; its docstring and flags become --help.
     """
-    name = module.__name__  # type: ignore[attr-defined]
+    name = module.__name__  # type: ignore[union-attr]
     for owner in (__name__, name):
         for flag in flags.FLAGS.get_key_flags_for_module(owner):
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)

@@ -20,6 +20,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the views.", lower_bound=0)
 
 def _main(argv: list[str]) -> None:
     common.require(config=_CONFIG.value)
+    import numpy as np
+
     from dpmix_tf.data import load_dataset
     from dpmix_tf.training.build import load_pool
     from dpmix_tf.views import make_views
@@ -33,9 +35,7 @@ def _main(argv: list[str]) -> None:
             f"received: {_INDEX.value}."
         )
     views = make_views(config.views.to_dict(), load_pool(config, dataset))
-    if views.sensitivity > 1:
-        raise DPMixError("Naive mixup has no views of one example to be drawn.")
-    images, labels = dataset.train.read([_INDEX.value])
+    images, labels = dataset.train.read(np.array([_INDEX.value]))
     draw_views(
         views,
         images[0],

@@ -1,4 +1,4 @@
-"""Private examples in: sources, data sets by name, Poisson-sampled batches."""
+"""Private data: sources, data sets by name and Poisson-sampled batches."""
 
 from dpmix_tf.data.image_folder import ImageFolderSource
 from dpmix_tf.data.poisson import Batch, PoissonBatches

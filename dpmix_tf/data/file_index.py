@@ -1,4 +1,4 @@
-"""FileIndex: what image files hold, read once and remembered beside them."""
+"""FileIndex: digests and sizes of image files, read once and cached beside them."""
 
 import contextlib
 import hashlib
@@ -15,11 +15,11 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_atomic
 from dpmix_tf.images import image_size
 
-# To be raised when other files are refused than before.
+# Increase this whenever the rules for refusing files change.
 _VERSION = 1
 
-# A file that changed this shortly before it was read may change again within the
-# same tick of the disk's clock: nanoseconds.
+# Nanoseconds: a file that changed this shortly before it was read may change again
+# within the same tick of the disk's clock.
 _UNSETTLED = 2 * 10**9
 
 
@@ -27,9 +27,9 @@ class Content(NamedTuple):
     """What an image file holds.
 
     Attributes:
-      sha256: of its bytes, hexadecimal.
-      width: pixels, upright.
-      height: pixels, upright.
+      sha256: SHA-256 of its bytes, in hexadecimal.
+      width: in pixels, once the image is upright.
+      height: in pixels, once the image is upright.
     """
 
     sha256: str
@@ -40,13 +40,14 @@ class Content(NamedTuple):
 class FileIndex:
     """Digests and sizes of image files, each read and decoded once.
 
-    They are kept in a hidden file for its owner's eyes alone, and hold as long as a
-    file's size, its time of change and that of its inode (which cannot be set back) are
-    the same. Where nothing can be written, files are read again at the next start.
+    They are kept in a hidden file that only its owner can read. An entry stays valid as
+    long as the file's size, its modification time and its inode's change time (which
+    cannot be set back) are the same. If the index cannot be written, the files are read
+    again at the next start.
 
     Args:
-      index: where to keep what is known.
-      files: name -> path.
+      index: path of the hidden file.
+      files: name -> path of each image file.
     """
 
     def __init__(self, index: Path, files: Mapping[str, str]):
@@ -55,7 +56,7 @@ class FileIndex:
         self._known = _load(index)
 
     def contents(self, names: Sequence[str]) -> list[Content]:
-        """Returns what the files of these names hold; reads those that are new.
+        """Returns the contents of the named files; reads only new or changed ones.
 
         Raises:
           DPMixError: names the first files that cannot be read.
@@ -87,14 +88,14 @@ class FileIndex:
             if name in self._known and max(self._known[name][0][1:]) < now - _UNSETTLED
         }
         text = json.dumps({"version": _VERSION, "files": kept})
-        with contextlib.suppress(DPMixError):  # then they are read again
+        with contextlib.suppress(DPMixError):  # then the files are read again
             write_atomic(
                 self._index, lambda file: file.write(text.encode()), private=True
             )
 
 
 def _load(path: Path) -> dict[str, list]:
-    """File -> [stamp, content]; nothing of a file that we did not write."""
+    """File -> [stamp, content]; empty if the index is not one that we wrote."""
     try:
         known = json.loads(path.read_text())
         if known["version"] != _VERSION:
@@ -111,7 +112,7 @@ def _load(path: Path) -> dict[str, list]:
 
 
 def _stamp(path: str) -> list[int]:
-    """Changes whenever the file does; [] where there is none, which reading tells."""
+    """Changes whenever the file does; [] if it is missing, which reading reports."""
     try:
         stat = os.stat(path)
     except OSError:
@@ -120,10 +121,9 @@ def _stamp(path: str) -> list[int]:
 
 
 def _read(path: str) -> Content | str:
-    """What a file holds, or what is wrong with it."""
+    """Returns what a file holds, or a message that says what is wrong with it."""
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = Path(path).read_bytes()
         return Content(hashlib.sha256(data).hexdigest(), *image_size(path, data))
     except OSError as error:
         return f"Unreadable image: {path} ({error.strerror}). Replace or remove it."

@@ -1,4 +1,4 @@
-"""ImageFolderSource: a folder of class folders; and what else a folder may hold."""
+"""ImageFolderSource: a folder of class folders, and checks of a folder's layout."""
 
 import os
 from collections import Counter
@@ -20,7 +20,7 @@ from dpmix_tf.images import (
     read_image,
 )
 
-# What the folders of a data set's parts are called, in whatever case.
+# Names of the folders of a data set's parts; case does not matter.
 _PARTS = {
     "train": "train",
     "training": "train",
@@ -33,17 +33,17 @@ _PARTS = {
 
 
 def find_parts(folder: Path) -> dict[str, Path]:
-    """Finds the parts that a data set comes in: train/, test/ and perhaps val/.
+    """Finds the folders of a data set's parts: train/, test/ and perhaps val/.
 
     Args:
-      folder: of a data set.
+      folder: the data set's folder.
 
     Returns:
-      "train", "test" and perhaps "validation" -> its folder, whatever its name's case;
-      {} for a folder of classes.
+      "train", "test" and perhaps "validation" -> the part's folder, found regardless of
+      case; {} for a folder whose subfolders are the classes.
 
     Raises:
-      DPMixError: no such folder, or one of which it is not clear what is meant.
+      DPMixError: the folder does not exist, or its layout is ambiguous.
     """
     _refuse_missing(folder)
     parts: dict[str, Path] = {}
@@ -67,14 +67,14 @@ def find_parts(folder: Path) -> dict[str, Path]:
         raise DPMixError(
             f"{folder} holds {names} and no {missing}. Name the parts train/, test/ "
             "and, if you have one, val/, each with one subfolder of images per class; "
-            "or give the folder whose subfolders are the classes. A class that is "
-            "called so needs another name."
+            "or give the folder whose subfolders are the classes. If a class has one "
+            "of these names, rename it."
         )
     classes = [name for name in others if find_images(folder / name).files]
     if classes:
         raise DPMixError(
             f"{folder} holds train/ and test/, and images in {some_of(classes)} beside "
-            "them: are these classes, or parts? Move them elsewhere."
+            "them: are these classes or parts? Move them elsewhere."
         )
     return parts
 
@@ -82,22 +82,22 @@ def find_parts(folder: Path) -> dict[str, Path]:
 class ImageFolderSource(DecodedSource):
     """A folder with one subfolder of images per class.
 
-    Classes are the subfolders in alphabetical order; of what is in them, images.py says
-    what is read and what is skipped. Images of any size are turned upright and resized
-    to one size, with antialiasing, when they are read.
+    Classes are the subfolders in alphabetical order; `images.find_images` says which
+    files in them are read and which are skipped. Images may have any size: when read,
+    they are turned upright and resized to one size, with antialiasing.
 
     Attributes:
-      skipped: why files and folders were passed over -> how many were.
+      skipped: reason that files or folders were skipped -> how many.
 
     Args:
-      folder: the folder.
+      folder: the folder of class folders.
       image_shape: (H, W, C) to convert to; C = 1 is grey, 3 is RGB.
-      class_names: expected class names, of which some may be missing here; default
-        the subfolders found, of which none may be without images.
+      class_names: expected class names, some of which may be missing here; by default
+        the subfolders found, each of which must hold images.
 
     Raises:
-      DPMixError: no such folder, no images, classes that are not among the expected
-        ones, or folders that do not look like classes.
+      DPMixError: the folder does not exist, there are no images, a class is not among
+        the expected ones, or the subfolders do not look like classes.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class ImageFolderSource(DecodedSource):
         return read_image(path, self.image_shape), label
 
     def examine(self, indices=None):
-        """Looks at the files' bytes, names and labels; remembers what it has read."""
+        """Examines the files' bytes, names and labels; caches what it has read."""
         indices = np.arange(len(self)) if indices is None else indices
         contents = self._index.contents([self._names[index] for index in indices])
 
@@ -164,11 +164,11 @@ class ImageFolderSource(DecodedSource):
         return Examined.of(map(look, indices, contents))
 
     def names(self):
-        """Each file's path below the folder."""
+        """Returns each file's path relative to the folder."""
         return self._names
 
     def check(self) -> None:
-        """Decodes every image once, so that a broken one is named before training.
+        """Decodes every image once, so that broken ones are reported before training.
 
         Raises:
           DPMixError: names the first images that cannot be read.
@@ -177,7 +177,7 @@ class ImageFolderSource(DecodedSource):
 
 
 def _below(folder: Path, files: Sequence[Path]) -> list[str]:
-    """The paths of files, as they are below a folder."""
+    """Returns the paths of files, relative to a folder."""
     return [str(path)[len(str(folder)) + 1 :] for path in files]
 
 
@@ -194,7 +194,8 @@ def _no_images(folder: Path, skipped: Counter[str]) -> str:
     if own:
         return (
             f"{folder} holds {own} images itself and none in subfolders. Expected one "
-            "subfolder of images per class: if it is a class's, give the folder above."
+            "subfolder of images per class: if this folder is itself a class, give the "
+            "folder above."
         )
     passed = ", ".join(f"{count} {what}" for what, count in skipped.items())
     return (
@@ -204,10 +205,10 @@ def _no_images(folder: Path, skipped: Counter[str]) -> str:
 
 
 def _refuse_one_level_too_high(folder: Path, found: dict[str, Found]) -> None:
-    """Refuses classes that hold classes, as far as folders tell.
+    """Refuses classes that seem to hold classes, judging by the folder names.
 
-    Images may lie in subfolders of a class, by patient or by day; then there are
-    several classes, and their subfolders seldom have the same names.
+    A class may sort its images into subfolders, by patient or by day; but then there
+    are several classes, and their subfolders seldom have the same names.
     """
     inside = {
         name: {below.rpartition("/")[0].partition("/")[0] for below in paths}
@@ -215,7 +216,7 @@ def _refuse_one_level_too_high(folder: Path, found: dict[str, Found]) -> None:
         if (paths := _below(folder / name, images.files))
     }
     subfolders = set.union(*inside.values())
-    if "" in subfolders:  # some images are right there
+    if "" in subfolders:  # some images lie directly in a class folder
         return
     names = some_of(sorted(subfolders))
     if len(inside) == 1:
@@ -227,8 +228,9 @@ def _refuse_one_level_too_high(folder: Path, found: dict[str, Found]) -> None:
     if len(subfolders) > 1 and all(each == subfolders for each in inside.values()):
         raise DPMixError(
             f"{some_of(inside)} of {folder} hold no images themselves, but all "
-            f"hold the same subfolders, {names}. Which are the classes? Give the "
-            "folder whose subfolders are, with their images directly in them."
+            f"hold the same subfolders, {names}. Which of them are the classes? Give "
+            "the folder whose subfolders are the classes, with the images directly in "
+            "them."
         )
 
 
@@ -237,5 +239,5 @@ def _refuse_empty(folder: Path, found: dict[str, Found]) -> None:
     if empty:
         raise DPMixError(
             f"{folder} has classes without images: {some_of(empty)}. Remove these "
-            "folders, or begin their names with a dot to have them skipped."
+            "folders, or begin their names with a dot so that they are skipped."
         )

@@ -1,7 +1,7 @@
-"""What a data set holds, said on the screen before any privacy budget is spent.
+"""Reports on screen what a data set holds, before any privacy budget is spent.
 
-These are facts of private images, without noise: they go to the screen and into no
-file.
+These are facts about private images, without noise: they are shown on the screen and
+never written to a file.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from dpmix_tf.data.registry import Dataset
 from dpmix_tf.data.sources import ExampleSource, some_of
 from dpmix_tf.errors import DPMixError
 
-# Training images whose values are looked at: of uint8 fewer, since a photo may take a
-# tenth of a second; floats lie in memory.
+# How many training images have their values examined. Fewer for uint8, since decoding a
+# photo may take a tenth of a second; floats are already in memory.
 _READ, _READ_FLOATS = 100, 2_000
 _BLOCK = 50
-_LISTED = 20  # classes; of more, the smallest and the largest are named
+_LISTED = 20  # classes; with more, only the smallest and the largest are listed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,13 @@ class Findings:
 
     Attributes:
       counts: part -> class -> how many images.
-      sizes: (width, height) as kept, before any resizing -> how many training images.
+      sizes: stored (width, height), before any resizing -> how many training images.
       image_shape: (H, W, C) that they are read as.
-      dtype: of the images as they are read.
-      looked_at: how many training images' values were looked at.
-      lowest: of their values.
-      highest: of their values.
-      skipped: why files were passed over -> how many.
+      dtype: name of the images' dtype as they are read.
+      looked_at: how many training images had their values examined.
+      lowest: the lowest of those values.
+      highest: the highest of those values.
+      skipped: reason that files were skipped -> how many.
     """
 
     counts: Mapping[str, Mapping[str, int]]
@@ -50,8 +50,8 @@ class Findings:
     skipped: Mapping[str, int]
 
     def lines(self) -> list[str]:
-        """The findings for the screen, one line each."""
-        lines = ["Found (facts of private images: shown here, kept in no file):"]
+        """Returns the findings as lines for the screen."""
+        lines = ["Found (facts about private images: shown here, written to no file):"]
         for part, counts in self.counts.items():
             missing = [name for name, count in counts.items() if not count]
             lines.append(
@@ -76,7 +76,7 @@ class Findings:
         if self.looked_at < self.sizes.total():
             text += f" in {self.looked_at:,} training images"
         if self.dtype != "uint8" and not 0 <= self.lowest <= self.highest <= 1:
-            text += "; floats are used as they are, and [0, 1] is what is usual"
+            text += "; floats are used as they are, and [0, 1] is the usual range"
         lines.append(text)
         if self.skipped:
             skipped = [f"{count:,} {what}" for what, count in self.skipped.items()]
@@ -85,16 +85,16 @@ class Findings:
 
 
 def inspect(dataset: Dataset) -> Findings:
-    """Looks at a data set; refuses what cannot be learned from.
+    """Examines a data set; refuses one that cannot be learned from.
 
     Raises:
-      DPMixError: one class only, a class without training images, or images that all
-        have one value, or values that are not finite.
+      DPMixError: there is only one class, a class has no training images, all images
+        have the same single value, or some values are not finite.
     """
     names = dataset.class_names
     if len(names) < 2:
         raise DPMixError(
-            f"There is one class only, {names[0]!r}: nothing to tell apart. For image "
+            f"There is one class only, {names[0]!r}: nothing to classify. For image "
             "folders, data.data_dir is the folder whose subfolders are the classes."
         )
     train = dataset.train.examine()
@@ -106,8 +106,8 @@ def inspect(dataset: Dataset) -> Findings:
     empty = [name for name, count in counts["training"].items() if not count]
     if empty:
         raise DPMixError(
-            f"There are no training images of {some_of(empty)}: this cannot be "
-            "learned. Bring more images of each, or leave these classes out."
+            f"There are no training images of {some_of(empty)}, which cannot be "
+            "learned without. Add images of each class, or leave these classes out."
         )
     looked_at, lowest, highest = _values(dataset.train)
     return Findings(
@@ -123,22 +123,22 @@ def inspect(dataset: Dataset) -> Findings:
 
 
 def show(dataset: Dataset, screen: TextIO | None = None) -> None:
-    """Inspects a data set and prints what was found to stderr, unless that is a file.
+    """Inspects a data set and prints the findings to stderr, unless it is a file.
 
     Raises:
-      DPMixError: see inspect.
+      DPMixError: as for `inspect`.
     """
     screen = screen or sys.stderr
     lines = inspect(dataset).lines()
     if _is_file(screen):  # such as the log of an experiment's run
-        lines = ["What was found in the private data is only shown on a screen."]
+        lines = ["Findings about the private data are only shown on a screen."]
     print("\n".join(lines), file=screen, flush=True)
 
 
 def _is_file(stream: TextIO) -> bool:
     try:
         return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
-    except (OSError, ValueError, AttributeError):  # it only looks like a stream
+    except (OSError, ValueError, AttributeError):  # not a real file
         return False
 
 
@@ -153,7 +153,7 @@ def _counts(names: tuple[str, ...], labels: np.ndarray) -> dict[str, int]:
 
 
 def _values(source: ExampleSource) -> tuple[int, float, float]:
-    """How many images were looked at, evenly spread; their lowest and highest value."""
+    """Reads evenly spread images; returns how many, and their extreme values."""
     most = _READ if source.image_dtype == np.uint8 else _READ_FLOATS
     chosen = np.unique(np.linspace(0, len(source) - 1, most).astype(np.int64))
     lows, highs = [], []
@@ -161,12 +161,12 @@ def _values(source: ExampleSource) -> tuple[int, float, float]:
         images, _ = source.read(chosen[start : start + _BLOCK])
         lows.append(float(images.min()))
         highs.append(float(images.max()))
-    # Of numpy, whose least and greatest of several are NaN if one is.
+    # numpy's min and max, unlike Python's, are NaN if any value is.
     low, high = float(np.min(lows)), float(np.max(highs))
     if not np.isfinite([low, high]).all():
         raise DPMixError(
             "There are training images whose values are not finite (NaN or infinite): "
-            "all of the budget would be spent on NaN. Mend or remove them."
+            "the whole budget would be spent on NaN. Repair or remove them."
         )
     if low == high:
         raise DPMixError(

@@ -17,8 +17,8 @@ class Batch(NamedTuple):
     Attributes:
       images: [n,H,W,C] of the source's dtype; n varies and may be 0.
       labels: int32 [n].
-      ids: int64 [n], the examples' indices in the source; key of their views' draws.
-      update: int64 scalar, the number of the update that they were drawn for, from 0.
+      ids: int64 [n], the examples' indices in the source; they key the views' draws.
+      update: int64 scalar, the update that they were drawn for, counted from 0.
     """
 
     images: tf.Tensor
@@ -28,12 +28,12 @@ class Batch(NamedTuple):
 
 
 class PoissonBatches:
-    """Poisson-sampled batches of a source, one an update of the plan.
+    """Poisson-sampled batches of a source, one per update of the plan.
 
     Every example joins every batch independently with probability
-    plan.sampling_probability, whatever its position and whatever was drawn before; this
-    is the sampling whose amplification the accountant computes. A batch's draw depends
-    only on the seed and the update's number, so starting at update t gives what an
+    plan.sampling_probability, regardless of its position and of earlier draws; this is
+    the sampling whose amplification the accountant computes. A batch depends only on
+    the seed and the update's number, so starting at update t gives what an
     uninterrupted run would have drawn there.
 
     Example:
@@ -41,15 +41,16 @@ class PoissonBatches:
 
     Args:
       source: the private training examples.
-      plan: num_examples must equal len(source).
-      seed: secret; int in [0, 2**128), default 128 bits from the operating system.
+      plan: the privacy plan; its num_examples must equal len(source).
+      seed: secret; int in [0, 2**128); by default, 128 bits from the operating
+        system.
       start: first update, counted from 0.
 
     Attributes:
       seed: the secret seed that the batches are drawn with.
 
     Raises:
-      DPMixError: the source is not the size that the plan was made for.
+      DPMixError: the source does not have the size that the plan was made for.
     """
 
     def __init__(
@@ -68,8 +69,8 @@ class PoissonBatches:
             )
         if not 0 <= start <= plan.updates:
             raise DPMixError(
-                f"start must be in [0, {plan.updates}], the plan's updates; received: "
-                f"{start}."
+                f"start must be in [0, {plan.updates}], the plan's range of updates; "
+                f"received: {start}."
             )
         self.source = source
         self.plan = plan
@@ -82,19 +83,19 @@ class PoissonBatches:
         return self.plan.updates - self.start
 
     def starting_at(self, update: int, *, seed: int | None = None) -> "PoissonBatches":
-        """Returns the same batches (or another seed's) from the `update`-th on."""
+        """Returns the same batches (or another seed's), starting at update `update`."""
         seed = self.seed if seed is None else seed
         return PoissonBatches(self.source, self.plan, seed=seed, start=update)
 
     def indices(self, update: int) -> np.ndarray:
-        """Draws the examples of the `update`-th batch (from 0).
+        """Draws the examples of one batch, that of update `update` (counted from 0).
 
-        Between one example that joins and the next, the number of those that do not is
-        geometric: drawing these gaps is the same law as N coins of probability q and
-        costs the batch's size instead of N (Devroye 1986, chapter X.2).
+        The number of skipped examples between two that join is geometric. Drawing these
+        gaps gives the same distribution as N coin flips of probability q, at a cost of
+        the batch size instead of N (Devroye 1986, chapter X.2).
 
         Returns:
-          Increasing int64 indices into the source; there may be none.
+          Increasing int64 indices into the source; may be empty.
         """
         words = [int(word) & (2**64 - 1) for word in self._stream]
         generator = np.random.default_rng(
@@ -102,11 +103,11 @@ class PoissonBatches:
         )
         count, probability = len(self.source), self.plan.sampling_probability
         mean = count * probability
-        block = int(mean + 4 * mean**0.5) + 4  # seldom too few
+        block = int(mean + 4 * mean**0.5) + 4  # rarely too few
         parts, last = [], -1
         while last < count:
             gaps = generator.geometric(probability, block)
-            # No gap beyond the end matters, and sums of such could overflow.
+            # Gaps beyond the end do not matter, and their sums could overflow.
             part = last + np.cumsum(np.minimum(gaps, count + 1))
             parts.append(part)
             last = int(part[-1])
@@ -120,14 +121,14 @@ class PoissonBatches:
         num_replicas: int = 1,
         start: Callable[[], int] | None = None,
     ) -> tf.data.Dataset:
-        """Returns a finite, prefetched tf.data.Dataset of Batch, batch axes None.
+        """Returns a finite, prefetched tf.data.Dataset of Batch, with batch axes None.
 
         Args:
           replicas: the replicas to feed, out of num_replicas. Each update gives one
             element per replica, in order: every num_replicas-th example of its batch.
           num_replicas: how many replicas share a batch.
-          start: called whenever the dataset is iterated over, returns the first update;
-            default the attribute `start`.
+          start: called each time an iteration over the dataset begins; returns the
+            first update. By default, the attribute `start`.
         """
         source, classes = self.source, len(self.source.class_names)
         spec = Batch(

@@ -22,9 +22,9 @@ class Dataset:
 
     Attributes:
       train: private examples to learn from.
-      validation: private examples for choosing hyperparameters; None if not wanted.
-      test: examples for the final number.
-      skipped: why files of an image folder were passed over -> how many were.
+      validation: private examples for choosing hyperparameters; None if there are none.
+      test: examples for the final evaluation.
+      skipped: reason that files of an image folder were skipped -> how many.
     """
 
     train: ExampleSource
@@ -34,7 +34,7 @@ class Dataset:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One name a class, by label."""
+        """One name per class, indexed by label."""
         return self.train.class_names
 
     @property
@@ -45,9 +45,9 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Tfds:
-    """Where TFDS keeps a data set, and how we cut what it has no split for.
+    """How TFDS names a data set and its splits, and whether we must cut a test set.
 
-    `test=None`: the data set has no test split; a fixed fifth of `train` becomes it.
+    `test=None`: the data set has no test split; a fixed fifth of `train` is used.
     """
 
     name: str
@@ -56,7 +56,7 @@ class _Tfds:
     test: str | None = "test"
 
 
-# Sizes are the data's own where it has one, 224 where images vary. TFDS has Caltech-101
+# Sizes are the data's own where it has one, 224 where they vary. TFDS has Caltech-101
 # but not Caltech-256, which is read from its published folder instead.
 _TFDS = {
     "cifar10": _Tfds(name="cifar10", image_shape=(32, 32, 3)),
@@ -85,25 +85,25 @@ def load_dataset(
 
     Args:
       name: one of DATASETS. "digits" comes with scikit-learn and needs nothing else.
-      data_dir: TFDS's data directory; for "caltech256" and "image_folder" the folder:
-        one subfolder per class, or `train/`, `test/` and perhaps `val/` that hold
-        those.
-      image_size: resize images to image_size x image_size; default the data's own
-        size, 224 where it varies. "digits" is always 8x8.
-      channels: 1 or 3, for image folders; default 3.
-      train_examples: keep so many, drawn the same for every run; default all.
-      validation_fraction: share of train that becomes validation, in [0, 1); where
-        there is `val/`, that is the validation set, unless the share is 0.
+      data_dir: TFDS's data directory; for "caltech256" and "image_folder", the folder
+        with one subfolder per class, or with `train/`, `test/` and perhaps `val/` that
+        each hold such subfolders.
+      image_size: resize images to image_size x image_size; by default the data's own
+        size, or 224 where it varies. "digits" is always 8x8.
+      channels: 1 or 3, for image folders; by default 3.
+      train_examples: keep this many, the same ones in every run; by default all.
+      validation_fraction: fraction of train that becomes validation, in [0, 1). If
+        there is a `val/`, it is the validation set, unless the fraction is 0.
       download: let TFDS download and prepare what is missing.
 
     Returns:
-      Dataset. The cut never depends on a seed: in image folders it depends on each
-      file's own name, so that new files move no others; elsewhere on the number of
-      examples.
+      Dataset. The split never depends on a seed: in image folders it depends on each
+      file's own name, so adding files moves no others to another part; elsewhere it
+      depends on the number of examples.
 
     Raises:
-      DPMixError: unknown name, missing files, data that TFDS has not prepared, or a
-        part that would be empty.
+      DPMixError: the name is unknown, files are missing, TFDS has not prepared the
+        data, or a part would be empty.
     """
     if name not in DATASETS:
         raise DPMixError(
@@ -116,7 +116,8 @@ def load_dataset(
         )
     if channels not in (None, 1, 3):
         raise DPMixError(f"channels must be 1 (grey) or 3 (RGB), received: {channels}.")
-    validation, skipped = None, {}
+    validation: ExampleSource | None = None
+    skipped: Mapping[str, int] = {}
     if name == "digits":
         train, test = _digits()
     elif name in _TFDS:
@@ -145,14 +146,14 @@ def describe_dataset(
     image_size: int | None = None,
     channels: int | None = None,
 ) -> tuple[tuple[str, ...], tuple[int, int, int]]:
-    """Says what a data set's classes and images are like, without reading an example.
+    """Returns a data set's classes and image shape, without reading any example.
 
-    A pool of public images is made from this, possibly on another machine than the one
-    that holds the private data.
+    This is all that is needed to make a pool of public images, possibly on a machine
+    other than the one that holds the private data.
 
     Args:
       name: one of DATASETS.
-      data_dir: as for load_dataset; folders name the classes.
+      data_dir: as for load_dataset; the names of its folders are read.
       image_size: as for load_dataset.
       channels: as for load_dataset.
 
@@ -160,12 +161,12 @@ def describe_dataset(
       Class names; (H, W, C).
 
     Raises:
-      DPMixError: unknown name, or no such folder.
+      DPMixError: the name is unknown, or the folder does not exist.
     """
     if name == "digits":
         return tuple("0123456789"), (8, 8, 1)
     if name in _TFDS:
-        import tensorflow_datasets as tfds  # costs seconds to import
+        import tensorflow_datasets as tfds  # takes seconds to import
 
         builder = tfds.builder(_TFDS[name].name, data_dir=_tfds_dir(data_dir))
         height, width, depth = _TFDS[name].image_shape
@@ -174,9 +175,9 @@ def describe_dataset(
     folder = local_path(data_dir, "data.data_dir") if data_dir else None
     if name not in DATASETS or folder is None or not folder.is_dir():
         raise DPMixError(
-            f"Cannot tell the classes of data.name={name!r} in data.data_dir="
-            f"{folder}: expected one of {', '.join(DATASETS)}, the last "
-            "two with their folder."
+            f"Cannot determine the classes of data.name={name!r} in data.data_dir="
+            f"{folder}: expected one of {', '.join(DATASETS)}; the last "
+            "two need their folder."
         )
     folder = find_parts(folder).get("train", folder)
     side = image_size or 224
@@ -186,19 +187,19 @@ def describe_dataset(
 def _cut(
     source: ExampleSource, fraction: float, part: str
 ) -> tuple[ExampleSource, ExampleSource | None]:
-    """Cuts `fraction` off a source: a fixed choice of its examples, for `part`."""
+    """Splits off a fixed choice of `fraction` of a source's examples, for `part`."""
     names = source.names()
     if names is not None:
         chosen = _places(names, part) < fraction
         if chosen.all() or not chosen.any():
             raise DPMixError(
                 f"{int(chosen.sum())} of {len(names)} images fall into the {part} "
-                f"part, for which each has a chance of {fraction:.0%}, by its name. "
-                "Bring more images, or bring them in train/, test/ and val/; "
+                f"part: each is assigned to it with probability {fraction:.0%}, by its "
+                "name. Add images, or sort them into train/, test/ and val/; "
                 "data.validation_fraction=0 keeps no validation part."
             )
         return source.subset(np.where(~chosen)[0]), source.subset(np.where(chosen)[0])
-    # RandomState's streams are frozen by NumPy for good, unlike Generator's.
+    # NumPy guarantees RandomState's streams never change, unlike Generator's.
     order = np.random.RandomState(0).permutation(len(source))
     size = round(fraction * len(source))
     if not size:
@@ -207,7 +208,7 @@ def _cut(
 
 
 def _keep(source: ExampleSource, count: int) -> ExampleSource:
-    """Keeps a fixed choice of so many of a source's examples."""
+    """Keeps a fixed choice of `count` of a source's examples."""
     names = source.names()
     if names is None:
         return _cut(source, 1 - count / len(source), "")[0]
@@ -215,7 +216,7 @@ def _keep(source: ExampleSource, count: int) -> ExampleSource:
 
 
 def _places(names: list[str], part: str) -> np.ndarray:
-    """A number in [0, 1) for each name, uniform and independent from part to part."""
+    """A number in [0, 1) per name, uniform, and independent for different parts."""
     digests = [
         hashlib.sha256(part.encode() + b"\0" + os.fsencode(name)).digest()
         for name in names
@@ -225,7 +226,7 @@ def _places(names: list[str], part: str) -> np.ndarray:
 
 def _digits() -> tuple[ExampleSource, ExampleSource]:
     """scikit-learn's 1,797 handwritten digits; a fixed fifth is the test set."""
-    from sklearn import datasets  # costs a second to import, and only digits need it
+    from sklearn import datasets  # takes a second to import, and only digits need it
 
     digits = datasets.load_digits()
     # Values are whole numbers from 0 to 16.
@@ -238,7 +239,7 @@ def _digits() -> tuple[ExampleSource, ExampleSource]:
 def _folder(
     name: str, data_dir: str | None, shape: tuple[int, int, int]
 ) -> tuple[ExampleSource, ExampleSource | None, ExampleSource, Mapping[str, int]]:
-    """Training part, validation part where it has a folder, test part; skipped."""
+    """Returns the training, validation (if it has a folder) and test parts; skipped."""
     if not data_dir:
         raise DPMixError(
             f"data.name={name!r} needs data.data_dir: a folder with one subfolder of "
@@ -265,7 +266,7 @@ def _folder(
 def _tfds(
     wanted: _Tfds, data_dir: str | None, image_size: int | None, download: bool
 ) -> tuple[ExampleSource, ExampleSource]:
-    import tensorflow_datasets as tfds  # costs seconds to import
+    import tensorflow_datasets as tfds  # takes seconds to import
 
     builder = tfds.builder(wanted.name, data_dir=_tfds_dir(data_dir))
     if not builder.is_prepared():
@@ -281,7 +282,7 @@ def _tfds(
 
 
 def _tfds_dir(data_dir: str | None) -> str | None:
-    """TFDS reads remote stores too, and for it alone that is all right."""
+    """Returns the data directory; for TFDS alone, it may be a remote address."""
     if data_dir is None or is_remote(data_dir):
         return data_dir
     return str(local_path(data_dir, "data.data_dir"))
@@ -295,19 +296,19 @@ def _prepare(builder, name: str, download: bool) -> None:
         try:
             builder.download_and_prepare()
             return
-        except Exception as error:  # TFDS raises whatever its transport raises
+        except Exception as error:  # TFDS passes on any network error
             reason = f"downloading failed: {type(error).__name__}: {error}"
     raise DPMixError(
         f"TFDS data set {name!r} is not prepared in {builder.data_dir_root} and "
-        f"{reason[:300]}.\nPrepare it on a machine with a network by\n  {command}\n"
-        "and copy the folder, or point data.data_dir at where it is."
+        f"{reason[:300]}.\nPrepare it on a machine with network access with\n"
+        f"  {command}\nand copy the folder, or set data.data_dir to where it is."
     )
 
 
 def _split(builder, split: str, shape: tuple[int, int, int]) -> ExampleSource:
-    """Opens ArrayRecord splits for random access, reads others into memory.
+    """Opens ArrayRecord splits for random access; reads others into memory.
 
-    TFDS decodes the images and leaves them as they lie, whatever their EXIF data says.
+    TFDS decodes the images itself and does not apply their EXIF orientation.
     """
     from tensorflow_datasets.core import file_adapters
 

@@ -15,19 +15,19 @@ from tqdm import tqdm
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.images import fit_image
 
-# Threads that decode images of one batch; decoding releases the interpreter's lock.
+# Threads that decode the images of a batch; decoding releases the interpreter's lock.
 DECODERS = 8
 
-_BLOCK = 500  # examples read at a time, where all are
+_BLOCK = 500  # examples read at a time when all are read
 
 
 class Examined(NamedTuple):
-    """What is known of n examples once each has been looked at.
+    """What is known about n examples once each has been examined.
 
     Attributes:
       digests: uint8 [n,32], SHA-256 of the image and its label.
       labels: int64 [n].
-      sizes: int64 [n,2], width and height as kept, before any resizing.
+      sizes: int64 [n,2], stored width and height, before any resizing.
     """
 
     digests: np.ndarray
@@ -36,7 +36,7 @@ class Examined(NamedTuple):
 
     @classmethod
     def of(cls, rows: Iterable[tuple[bytes, int, tuple[int, int]]]) -> "Examined":
-        """Makes one of rows of (digest, label, size)."""
+        """Builds an instance from rows of (digest, label, size)."""
         rows = list(rows)
         digests = np.frombuffer(b"".join(row[0] for row in rows), np.uint8)
         return cls(
@@ -47,10 +47,10 @@ class Examined(NamedTuple):
 
 
 class ExampleSource(abc.ABC):
-    """Labelled images by index. An example is one (image, label); it has one index.
+    """Labelled images by index; an example is one (image, label) with one index.
 
     Attributes:
-      class_names: one name a class; labels index it.
+      class_names: one name per class; labels index it.
       image_shape: (H, W, C) of every image.
       image_dtype: numpy dtype of the images; uint8 means [0, 255].
     """
@@ -65,7 +65,7 @@ class ExampleSource(abc.ABC):
 
     @abc.abstractmethod
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Reads examples, in the order asked for.
+        """Reads examples, in the order requested.
 
         Args:
           indices: integers [n] in [0, len(self)); n may be 0.
@@ -75,7 +75,7 @@ class ExampleSource(abc.ABC):
         """
 
     def examine(self, indices: np.ndarray | None = None) -> Examined:
-        """Looks at examples one by one; by default all, in order.
+        """Examines the examples one by one; by default all, in order.
 
         Args:
           indices: integers [n] in [0, len(self)).
@@ -95,17 +95,17 @@ class ExampleSource(abc.ABC):
     def fingerprint(self) -> str:
         """SHA-256 of all examples, images and labels, in their order.
 
-        A resumed run repeats noise it has used before, which is safe only on the very
-        same examples; and whoever evaluates must not test on images trained on.
+        A resumed run repeats noise it has used before, which is safe only on exactly
+        the same examples; and an evaluation must not use images trained on.
         """
         names, shape = map(str, self.class_names), map(int, self.image_shape)
         known = (*names, *shape, np.dtype(self.image_dtype).str)
         return digest(self.examine().digests.tobytes(), *known).hex()
 
     def names(self) -> list[str] | None:
-        """What each example is called for good; None where it is but one of a number.
+        """Returns a permanent name for each example; None if they have only numbers.
 
-        Parts are cut by these names, so that new examples move no other.
+        Data sets are split by these names, so that adding examples moves no others.
         """
         return None
 
@@ -147,10 +147,10 @@ class ArraySource(ExampleSource):
     Args:
       images: [n,H,W,C], uint8 in [0, 255] or float32 (any range; [0, 1] is usual).
       labels: integers [n] in [0, classes).
-      class_names: names by label; default "0", "1", ...
+      class_names: names by label; by default "0", "1", ...
 
     Raises:
-      DPMixError: shapes, dtypes or labels that do not fit together.
+      DPMixError: shapes, dtypes or labels are invalid or do not match.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class ArraySource(ExampleSource):
             )
         if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
             raise DPMixError(
-                f"labels must be integers of shape {images.shape[:1]}, one an image; "
+                f"labels must be integers of shape {images.shape[:1]}, one per image; "
                 f"received: dtype={labels.dtype}, shape={labels.shape}."
             )
         if not len(images):
@@ -192,7 +192,8 @@ class ArraySource(ExampleSource):
         self._images = images
         self._labels = labels.astype(np.int32)
         self.class_names = names
-        self.image_shape = tuple(images.shape[1:])
+        _, height, width, channels = images.shape
+        self.image_shape = (height, width, channels)
         self.image_dtype = images.dtype
 
     def __len__(self) -> int:
@@ -205,7 +206,7 @@ class ArraySource(ExampleSource):
 
 
 class DecodedSource(ExampleSource):
-    """Examples that are decoded on demand, several at a time, resized once."""
+    """Examples that are decoded and resized on demand, several at a time."""
 
     def __init__(self, image_shape, class_names, count):
         self.image_shape = tuple(image_shape)
@@ -220,7 +221,7 @@ class DecodedSource(ExampleSource):
         """Returns one image, uint8 of image_shape, and its label."""
 
     def read(self, indices):
-        """Decodes in parallel."""
+        """Decodes images in parallel."""
         images = np.empty((len(indices), *self.image_shape), np.uint8)
         labels = np.empty(len(indices), np.int32)
 
@@ -235,8 +236,8 @@ class DecodedSource(ExampleSource):
 class TfdsSource(DecodedSource):
     """A prepared TFDS split in ArrayRecord format, decoded on demand.
 
-    TFDS decodes the images itself and leaves them as they lie: unlike in image folders,
-    an EXIF orientation is not applied.
+    TFDS decodes the images itself: unlike for image folders, the EXIF orientation is
+    not applied.
 
     Args:
       data_source: `tfds.data_source(...)` of one split.
@@ -262,7 +263,7 @@ class TfdsSource(DecodedSource):
         return image, int(example["label"])
 
     def examine(self, indices=None):
-        """Looks at the records as they lie in the files, without decoding images."""
+        """Examines the records as stored in the files, without decoding images."""
         records = getattr(self._data_source, "data_source", None)
         if not (records and isinstance(records[0], bytes)):  # another kind of source
             return super().examine(indices)
@@ -280,12 +281,12 @@ class TfdsSource(DecodedSource):
 
 
 def digest(content: bytes, *known: Any) -> bytes:
-    """SHA-256 of what is known of something, and of its content."""
+    """SHA-256 of an item's content and of what else is known about it."""
     return hashlib.sha256(repr(known).encode("utf-8") + b"\0" + content).digest()
 
 
 def progress(items: Iterable, what: str, total: int | None = None) -> Iterable:
-    """Goes through items, with a bar if that takes seconds."""
+    """Iterates over items, with a progress bar if it takes seconds."""
     return tqdm(items, desc=what, total=total, delay=3, leave=False, dynamic_ncols=True)
 
 
@@ -297,10 +298,10 @@ def some_of(names: Iterable[str]) -> str:
 
 
 def check_class_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Refuses class names that an exported model could not write, one on each line.
+    """Refuses class names that an exported model could not write, one per line.
 
     Raises:
-      DPMixError: names the first.
+      DPMixError: names the first invalid one.
     """
     names = tuple(map(str, names))
     for name in names:
@@ -308,8 +309,8 @@ def check_class_names(names: Iterable[str]) -> tuple[str, ...]:
         if not name or name != name.strip() or {"\n", "\r"} & {*name} or not whole:
             raise DPMixError(
                 f"The class name {name!r} cannot be a line of a text file. Rename the "
-                "class, which for image folders is the folder: no blank at either end, "
-                "no line break, nothing that is not UTF-8."
+                "class, which for image folders is the folder: no space at either end, "
+                "no line breaks, valid UTF-8 only."
             )
     return names
 
@@ -319,7 +320,7 @@ def ordered_batches(source: ExampleSource, batch_size: int) -> tf.data.Dataset:
 
     Args:
       source: the examples.
-      batch_size: examples a batch; the last may be smaller.
+      batch_size: examples per batch; the last may be smaller.
 
     Returns:
       tf.data.Dataset of (images [n,H,W,C] of the source's dtype, labels int32 [n]).
@@ -346,17 +347,17 @@ def ordered_batches(source: ExampleSource, batch_size: int) -> tf.data.Dataset:
 
 
 def in_order(data: Any, batch_size: int = 500) -> Any:
-    """Returns `ordered_batches` of a source; anything else as it is."""
+    """Returns `ordered_batches` of a source, and anything else unchanged."""
     return (
         ordered_batches(data, batch_size) if isinstance(data, ExampleSource) else data
     )
 
 
 def fixed_options() -> tf.data.Options:
-    """No autotuning: there is nothing to tune.
+    """Returns options without autotuning: there is nothing to tune.
 
-    Its thread sleeps for up to a minute at a time, and a process that ends waits for it
-    now and then.
+    The autotuning thread sleeps for up to a minute at a time, and a process that ends
+    sometimes waits for it.
     """
     options = tf.data.Options()
     options.autotune.enabled = False

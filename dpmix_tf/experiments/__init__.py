@@ -1,4 +1,4 @@
-"""Experiments: arms x epsilons x seeds, tuned, run, reported."""
+"""Experiments: arms x epsilons x seeds, tuned, run and reported."""
 
 from dpmix_tf.experiments.arms import ARMS, arms
 from dpmix_tf.experiments.config import default_experiment

@@ -1,9 +1,9 @@
-"""The methods that are compared: what each changes in a run's config."""
+"""The methods that are compared, as the changes each makes to a run's config."""
 
 from collections.abc import Mapping
 from typing import Any
 
-# Base augmentation and all the rest stay the config's.
+# Base augmentation and all other settings stay as in the config.
 _NO_MIXING = {"mixed": 0, "synthetic": 0}
 _MIXED = {"base": 16, "mixed": 18, "synthetic": 0}
 ARMS: Mapping[str, Mapping[str, Any]] = {
@@ -12,7 +12,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "self_aug_34": {"base": 34, **_NO_MIXING},
     "dp_mix_self": _MIXED,
     "dp_mix_diff": _MIXED | {"synthetic": 2},
-    # The released script's: labels are mixed, images are not.
+    # As in the released script: labels are mixed, images are not.
     "labels_only": _MIXED | {"labels_only": True},
     **{
         mixer: _MIXED | {"mixer": mixer}
@@ -27,5 +27,5 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 
 
 def arms(*names: str) -> dict[str, dict[str, Any]]:
-    """Arms by name, as an experiment's `arms`: {name: {"views": settings}}."""
+    """Returns arms for an experiment's `arms` field: {name: {"views": settings}}."""
     return {name: {"views": dict(ARMS[name])} for name in names}

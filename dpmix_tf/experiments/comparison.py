@@ -1,4 +1,4 @@
-"""Means, their errors, and differences between arms whose seeds are shared."""
+"""Standard errors, and differences between arms that share their seeds."""
 
 import dataclasses
 import math
@@ -13,13 +13,13 @@ _LEVEL = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Of two arms' accuracies over the same seeds.
+    """The difference between two arms' accuracies over the same seeds.
 
     Attributes:
-      mean: first minus second, in the values' unit.
-      low, high: ends of the interval; None of fewer than two pairs.
-      pairs: how many seeds both have.
-      resolved: whether this interval and Student's t both leave 0 out.
+      mean: first minus second, in the unit of the values.
+      low, high: ends of the interval; None for fewer than two pairs.
+      pairs: how many seeds both arms have.
+      resolved: whether it is significant: this interval and Student's t both exclude 0.
     """
 
     mean: float
@@ -29,21 +29,21 @@ class Difference:
     resolved: bool
 
     def sentence(self, arm: str, baseline: str) -> str:
-        """Says it in words; of accuracies in percent."""
+        """Describes the difference in words; the accuracies are in percent."""
         text = f"{arm} is {abs(self.mean):.2f} points "
         text += ("above " if self.mean > 0 else "below ") + baseline
         if abs(self.mean) < 0.005:
             text = f"{arm} is level with {baseline}"
         if self.low is None:
-            return f"{text}; one pair of runs says nothing about chance."
+            return f"{text}; a single pair of runs says nothing about chance."
         text += (
             f" (95 % interval {self.low:+.2f} to {self.high:+.2f}, {self.pairs} pairs)"
         )
-        return text + (": resolved." if self.resolved else ": not resolved.")
+        return text + (": significant." if self.resolved else ": not significant.")
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean; None of fewer than two values."""
+    """Returns the standard error of the mean; None for fewer than two values."""
     if len(values) < 2:
         return None
     return float(np.std(values, ddof=1) / math.sqrt(len(values)))
@@ -52,15 +52,16 @@ def standard_error(values: Sequence[float]) -> float | None:
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
     """Compares two arms, seed by seed.
 
-    The interval is a bootstrap's over the pairs, by percentiles that are moved out as
-    far as Student's t lies outside the normal distribution (Hesterberg 2015, section
-    5.3): plain percentiles are much too narrow for a handful of seeds. Of 3 pairs even
-    these hold the truth three times in four only: they end at the extremes seen. So a
-    difference is called resolved where Student's t agrees.
+    The interval is a percentile bootstrap over the pairs. The percentiles are widened
+    by as much as Student's t is wider than the normal distribution (Hesterberg 2015,
+    section 5.3), because plain percentiles are much too narrow for a handful of seeds.
+    With 3 pairs, even these intervals cover the truth only three times in four, since
+    they end at the most extreme values seen. A difference therefore counts as
+    significant (`resolved`) only where Student's t agrees.
 
     Args:
-      first: [n], of the seeds in order.
-      second: [n], of the same seeds.
+      first: [n], one value per seed.
+      second: [n], for the same seeds in the same order.
     """
     differences = np.subtract(first, second).astype(float)
     count, mean = len(differences), float(np.mean(differences))
@@ -71,7 +72,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
-        )  # all differences alike: the interval is a point
+        )  # if all differences are equal, the interval is a point
         interval = stats.bootstrap(
             (differences,),
             np.mean,

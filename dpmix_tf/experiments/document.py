@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import html
+import operator
 from pathlib import Path
 
 from dpmix_tf.files import write_atomic, write_text_atomic
@@ -10,7 +11,7 @@ from dpmix_tf.files import write_atomic, write_text_atomic
 
 @dataclasses.dataclass(frozen=True)
 class Heading:
-    """Level 1 is the title."""
+    """A heading; level 1 is the title."""
 
     text: str
     level: int = 2
@@ -32,7 +33,7 @@ class Bullets:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of cells, sortable in HTML; a number in front of a cell is what counts."""
+    """Rows of cells, sortable in HTML; a cell that starts with a number sorts by it."""
 
     header: list[str]
     rows: list[list[str]]
@@ -40,7 +41,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A PNG file, under a name without suffix, described for who cannot see it."""
+    """A PNG file, named without suffix, with a description for those who cannot see."""
 
     name: str
     png: bytes
@@ -51,7 +52,7 @@ Document = list[Heading | Text | Bullets | Table | Picture]
 
 
 def write_markdown(document: Document, folder: Path) -> Path:
-    """Writes report.md, and its pictures beside it."""
+    """Writes report.md and its pictures into the folder."""
     blocks = []
     for part in document:
         if isinstance(part, Heading):
@@ -70,7 +71,7 @@ def write_markdown(document: Document, folder: Path) -> Path:
             )
         else:
             name = f"{part.name}.png"
-            write_atomic(folder / name, lambda file, png=part.png: file.write(png))
+            write_atomic(folder / name, operator.methodcaller("write", part.png))
             blocks.append(f"![{part.description}]({name})")
     path = folder / "report.md"
     write_text_atomic(path, "\n\n".join(blocks) + "\n")
@@ -78,7 +79,7 @@ def write_markdown(document: Document, folder: Path) -> Path:
 
 
 def write_html(document: Document, folder: Path) -> Path:
-    """Writes report.html, which needs no other file and no network."""
+    """Writes report.html, which needs no other file and no network access."""
     title = next(part.text for part in document if isinstance(part, Heading))
     body = "\n".join(_element(part) for part in document)
     path = folder / "report.html"

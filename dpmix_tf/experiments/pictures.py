@@ -1,4 +1,4 @@
-"""Pictures of an experiment, as PNG; told apart without colour."""
+"""Plots of an experiment, as PNG, readable without colour."""
 
 import io
 import itertools
@@ -9,8 +9,8 @@ import numpy as np
 from dpmix_tf.experiments.study import exact
 from dpmix_tf.plotting import pyplot
 
-# Okabe and Ito's colours, which colour-blind people can tell apart; with a marker and a
-# dash each they are told apart in black and white too.
+# Okabe and Ito's colours, which colour-blind people can tell apart; different markers
+# and dashes make lines distinct in black and white too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX*<>"
 _DASHES = ("-", "--", "-.", ":")
@@ -22,14 +22,14 @@ Lines = Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float] | N
 def draw_lines(
     lines: Lines, *, x: str, y: str, log_x: bool = False, title: str = ""
 ) -> bytes:
-    """Draws one line an arm, with error bars.
+    """Draws one line per arm, with error bars.
 
     Args:
       lines: by name, in the legend's order.
-      x: the axis's name and unit.
-      y: the axis's name and unit.
-      log_x: spread x by ratios; its values are the ticks.
-      title: above it.
+      x: the name and unit of the x axis.
+      y: the name and unit of the y axis.
+      log_x: use a logarithmic x axis, with a tick at each value.
+      title: shown above the plot.
 
     Returns:
       A PNG file.
@@ -47,11 +47,11 @@ def draw_lines(
     for index, ((name, (xs, ys, errors)), (colour, marker, dash)) in enumerate(
         zip(lines.items(), styles, strict=False)
     ):
-        # Beside each other, so that error bars can be read.
+        # Shifted sideways, so that error bars do not overlap.
         shift = (index - (count - 1) / 2) * 0.008 * spread if errors else 0.0
-        xs = np.asarray(xs, float)
+        at = np.asarray(xs, float)
         axis.errorbar(
-            xs * np.exp(shift) if log_x else xs + shift,
+            at * np.exp(shift) if log_x else at + shift,
             ys,
             yerr=errors,
             label=name,
@@ -73,7 +73,11 @@ def draw_lines(
 
 
 def draw_classes(rows: Mapping[str, Sequence[float]], classes: Sequence[str]) -> bytes:
-    """Draws accuracy in percent by class as a table of greys: arms down, classes over.
+    """Draws accuracy in percent as a grey-scale table, with a row per arm.
+
+    Args:
+      rows: arm -> accuracy for each class.
+      classes: the names of the columns.
 
     Returns:
       A PNG file.
@@ -102,7 +106,7 @@ def draw_classes(rows: Mapping[str, Sequence[float]], classes: Sequence[str]) ->
 
 def _png(figure) -> bytes:
     buffer = io.BytesIO()
-    # Without the version of matplotlib: equal data, equal files.
+    # Leaves out matplotlib's version, so that equal data gives equal files.
     figure.savefig(buffer, dpi=150, format="png", metadata={"Software": None})
     pyplot().close(figure)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What an experiment found: report.md, report.html and their pictures."""
+"""The report of an experiment: report.md, report.html and their pictures."""
 
 import statistics as builtin
 import tempfile
@@ -91,7 +91,7 @@ class _Report:
         ]
 
     def _of(self, arm: str, epsilon: float) -> list[Record]:
-        """The finished runs, by seed."""
+        """The finished runs, sorted by seed."""
         found = [r for r in self.runs if (r["arm"], r["epsilon"]) == (arm, epsilon)]
         return sorted(found, key=lambda record: record["seed"])
 
@@ -108,33 +108,34 @@ class _Report:
         numbers = sorted({record["seed"] for record in self.runs})
         asked = len(self.study.arms) * len(self.study.epsilons) * len(self.study.seeds)
         text = (
-            f"{len(self.runs)} runs of {asked} asked for: "
+            f"{len(self.runs)} of {asked} planned runs: "
             f"{len(self.arms)} arms at epsilon {', '.join(map(exact, self.epsilons))} "
             f"(delta = {plan['delta']:g}), seeds {numbers[0]} to {numbers[-1]}, the "
             "same in every arm. "
             f"{config['data']['name']}, {plan['num_examples']} training examples; "
-            f"network {_words(config['network'])}; {privacy['updates']} updates of "
-            f"{privacy['expected_batch_size']} examples expected, clip norm "
-            f"{privacy['clip_norm']:g}. Test accuracy is of the last update's weights, "
-            "or of the averaged weights (EMA) then; never the best one on the way."
+            f"network {_words(config['network'])}; {privacy['updates']} updates, "
+            f"expected batch size {privacy['expected_batch_size']}, clip norm "
+            f"{privacy['clip_norm']:g}. Test accuracy is measured after the last "
+            "update, with its weights or with the averaged weights (EMA); it is never "
+            "the best value seen during training."
         )
         rows = []
         for arm in self.arms:
             record = next(r for r in self.runs if r["arm"] == arm)
             changes = _words(self.study.changes(arm))
             rows.append([arm, str(record["views_per_example"]), changes])
-        table = Table(["arm", "views an example", "sets"], rows)
+        table = Table(["arm", "views per example", "settings"], rows)
         return [Text(text), Text(self._what_seeds_are()), table]
 
     def _what_seeds_are(self) -> str:
         if self.study.public_seeds:
             return (
-                "These numbers are the seeds themselves, for everybody to repeat a run "
-                f"by. {SEED_WARNINGS[CHOSEN]}"
+                "These numbers are the seeds themselves, so that anybody can repeat a "
+                f"run. {SEED_WARNINGS[CHOSEN]}"
             )
         return (
             "Behind each number is a secret seed, which the runs with that number "
-            "share. A run by itself has its guarantee; of the runs with the same "
+            "share. A single run has its guarantee; of the runs with the same "
             "number publish at most one: two together have none."
         )
 
@@ -158,9 +159,9 @@ class _Report:
             Heading("Accuracy"),
             Picture("accuracy", picture, "Test accuracy against epsilon, by arm"),
             Text("Bars are standard errors over the seeds."),
-            Text("Averaged weights, percent, mean (standard error):"),
+            Text("With averaged weights, in percent, mean (standard error):"),
             self._accuracy_table(_AVERAGED),
-            Text("Last update's weights:"),
+            Text("With the last update's weights:"),
             self._accuracy_table(_LAST),
         ]
 
@@ -192,10 +193,11 @@ class _Report:
         return [
             Heading(f"Against {baseline}"),
             Text(
-                "Averaged weights; differences of runs with the same seed. Intervals "
-                "are each one's own: of twenty arms that do nothing, one would be "
-                "called resolved. Resolved is what Student's t finds too: of a "
-                "handful of pairs a bootstrap's intervals are too narrow."
+                "Differences between runs with the same seed, with averaged weights. "
+                "Intervals are uncorrected: about 1 in 20 null comparisons would look "
+                "significant. A difference is called significant only where Student's "
+                "t agrees, because bootstrap intervals are too narrow for a handful "
+                "of pairs."
             ),
             Bullets(sentences),
         ]
@@ -258,7 +260,7 @@ class _Report:
             lines,
             x="updates",
             y="validation accuracy, averaged weights (percent)",
-            title=f"epsilon = {exact(epsilon)} at the end",
+            title=f"epsilon = {exact(epsilon)} at the end of training",
         )
         return [
             Heading("Training"),
@@ -297,18 +299,18 @@ class _Report:
             return []
         header = [
             "arm",
-            "seconds a run",
-            "views a second",
-            "time / dp_sgd's",
-            f"noise a clipped term, epsilon {exact(self.epsilons[0])}",
+            "seconds per run",
+            "views per second",
+            "time relative to dp_sgd",
+            f"noise per clipped term, epsilon {exact(self.epsilons[0])}",
         ]
         return [
             Heading("Cost"),
             Text(
-                "Time is of training with its evaluations, on processors that the "
-                "runs shared. Noise is its standard deviation in clip norms, over the "
-                "number of clipped terms expected in a batch: what each has to be "
-                "heard through."
+                "Times include training and its evaluations, on processors that the "
+                "runs shared. Noise is its standard deviation, in clip norms, divided "
+                "by the expected number of clipped terms in a batch: the noise that "
+                "each term competes with."
             ),
             Table(header, rows),
         ]
@@ -332,8 +334,8 @@ class _Report:
         return [
             Heading("By class"),
             Text(
-                f"Test accuracy in percent at epsilon = {exact(epsilon)}, averaged "
-                "weights, mean over the seeds."
+                f"Test accuracy in percent at epsilon = {exact(epsilon)}, with "
+                "averaged weights, mean over the seeds."
             ),
             Picture(
                 "classes",
@@ -346,7 +348,7 @@ class _Report:
         return load_dataset(**self.config.base.data.to_dict())
 
     def _views(self) -> Document:
-        """One example's views, by the arm that mixes the most."""
+        """Shows one example's views, made by the arm that mixes the most."""
         if not self.config.show_views:
             return []
         arm = max(
@@ -409,16 +411,16 @@ class _Report:
         return [
             Heading("Tuning"),
             Text(
-                f"Each arm at each epsilon had a budget of {count} trials, "
-                f"{self.config.tuning_seeds} seed(s) each, chosen by the validation "
-                "accuracy of the averaged weights; no test image had a say. Training "
-                "several times on the same examples costs privacy, which the epsilons "
-                "above do not count. The last column is what the choice would cost, in "
-                "addition to each run that is published, if the number of trials were "
-                f"drawn from a geometric distribution of mean {count} (Papernot and "
-                "Steinke 2022), by Renyi accounting. It protects the training "
-                "examples, not the validation examples, which are compared without "
-                "noise."
+                f"Each arm at each epsilon had a budget of {count} trials with "
+                f"{self.config.tuning_seeds} seed(s) each. The best trial was chosen "
+                "by the validation accuracy of the averaged weights; test images "
+                "played no part. Training several times on the same examples costs "
+                "privacy, which the epsilons above do not include. The last column is "
+                "what the choice would cost, in addition to each run that is "
+                "published, if the number of trials were drawn from a geometric "
+                f"distribution with mean {count} (Papernot and Steinke 2022), by Renyi "
+                "accounting. It protects the training examples, not the validation "
+                "examples, which are compared without noise."
             ),
             Table(
                 [

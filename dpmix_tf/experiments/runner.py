@@ -1,4 +1,4 @@
-"""Trains an experiment's runs in processes, shows them, and records what they found."""
+"""Trains an experiment's runs in processes, shows progress, and records results."""
 
 import contextlib
 import json
@@ -28,22 +28,22 @@ WORKER = "dpmix_tf.experiments.worker"
 
 
 class Runner:
-    """Runs what is left of an experiment; what is done or chosen is not repeated.
+    """Runs what is left of an experiment; finished runs and choices are kept.
 
-    The folder holds `experiment.json`, `secret.json` (what seeds are derived from,
+    The folder holds `experiment.json`, `secret.json` (from which seeds are derived,
     unless they are public: see experiments/secret.py), a folder per run below `tuning/`
-    and `runs/`, and `results.jsonl`, one line per finished or failed run, the same
-    however often it was interrupted. Each run resumes where it stopped.
+    and `runs/`, and `results.jsonl`, with one line per finished or failed run; its
+    contents do not depend on interruptions. Each run resumes where it stopped.
 
     Args:
-      study: what to run.
+      study: the experiment.
       root: the experiment's folder.
-      jobs: processes at a time; they share the processor's cores.
-      shard: (i, n): this machine's part, whole arms at an epsilon; 1 <= i <= n. All
-        but the first need a copy of the first one's secret.json.
+      jobs: number of processes at a time; they share the processor's cores.
+      shard: (i, n), this machine's part of the pairs (arm, epsilon); 1 <= i <= n. All
+        shards but the first need a copy of the first one's secret.json.
 
     Raises:
-      DPMixError: shard is out of range, or the folder cannot be made.
+      DPMixError: `shard` is out of range, or the folder cannot be created.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Runner:
             raise cannot_write(self.root, error) from error
         self._records: dict[Run, dict[str, Any]] = {}
         self._running: dict[Run, subprocess.Popen] = {}
-        self._seconds: list[float] = []  # of runs that began and ended here
+        self._seconds: list[float] = []  # for runs that began and ended in this call
         self._began: dict[Run, float] = {}
         self.console = Console(stderr=True)
 
@@ -74,11 +74,11 @@ class Runner:
         """Trains all runs.
 
         Returns:
-          The records of results.jsonl, failed runs among them, of all groups.
+          The records of results.jsonl for all groups, including failed runs.
 
         Raises:
-          KeyboardInterrupt: stopped by a signal, once the runs have.
-          DPMixError: the folder is another experiment's, or runs in it were made with
+          KeyboardInterrupt: stopped by a signal; raised once the runs have stopped.
+          DPMixError: the folder belongs to another experiment, its runs were made with
             other seeds, or results cannot be written.
         """
         with self._alone(), _interrupted_by_sigterm():
@@ -96,19 +96,19 @@ class Runner:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Holds the folder. Runs hold it too: none is left from a killed process."""
+        """Locks the folder; runs hold the lock too, so none can survive unnoticed."""
         try:
             self._lock = lock_file(self.root / ".lock", wait=False)
         except BlockingIOError:
             self.console.print(
-                f"{self.root} is in use, or its last runs are stopping: waiting."
+                f"Waiting: {self.root} is in use, or its last runs are still stopping."
             )
             self._lock = lock_file(self.root / ".lock", wait=True)
         with self._lock:
             yield
 
     def _collect(self) -> None:
-        """Reads what earlier calls, or other machines' shards, have finished."""
+        """Reads runs that earlier calls, or shards on other machines, have finished."""
         for arm, epsilon in self.study.all_groups():
             for run in self.study.tuning_runs(arm, epsilon):
                 self._look(run)
@@ -116,7 +116,7 @@ class Runner:
                 self._look(run)
 
     def _look(self, run: Run) -> bool:
-        """Whether a run is through, now or in an earlier call."""
+        """Whether a run is finished or has failed, in this or an earlier call."""
         if run in self._records:
             return True
         folder = self.root / run.name
@@ -126,7 +126,7 @@ class Runner:
         return run in self._records
 
     def _test_runs(self, arm: str, epsilon: float) -> list[Run]:
-        """The test runs of a group, once its trials are through; [] before."""
+        """The test runs of a group once all its trials have ended; [] before."""
         trials = self.study.tuning_runs(arm, epsilon)
         if not trials:
             return self.study.test_runs(arm, epsilon, self.study.trials[0])
@@ -145,7 +145,7 @@ class Runner:
         return self.study.test_runs(arm, epsilon, best)
 
     def _waiting(self) -> list[Run]:
-        """Runs that can start now: trials first, then seed after seed of all groups."""
+        """Runs that can start now: trials first, then test runs in order of seed."""
         runs: list[Run] = []
         for arm, epsilon in self.groups:
             trials = self.study.tuning_runs(arm, epsilon)
@@ -171,7 +171,7 @@ class Runner:
                     self._start(run)
                 if not self._running:
                     if self._waiting():
-                        continue  # they failed at once
+                        continue  # those just started failed immediately
                     return
                 for run, process in list(self._running.items()):
                     if process.poll() is not None:
@@ -207,7 +207,7 @@ class Runner:
                 stderr=log,
                 env=environment,
                 pass_fds=(self._lock.fileno(),),
-                start_new_session=True,  # Ctrl-C reaches it by us alone
+                start_new_session=True,  # only we pass on Ctrl-C
             )
         self._began[run] = time.monotonic()
 
@@ -216,7 +216,7 @@ class Runner:
         folder = self.root / run.name
         if process.returncode == 0 and final_event(folder / "run") is not None:
             self._seconds.append(time.monotonic() - self._began[run])
-            if run.tuning:  # nobody goes on from a trial
+            if run.tuning:  # nothing resumes from a trial
                 shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
             record = _record(self.study, run, folder)
         else:
@@ -240,7 +240,7 @@ class Runner:
             )
 
     def _stop(self) -> None:
-        for process in self._running.values():  # they write a checkpoint and go
+        for process in self._running.values():  # they write a checkpoint and exit
             process.terminate()
         for process in self._running.values():
             process.wait()
@@ -257,7 +257,7 @@ class Runner:
         return records
 
     def _progress(self) -> tuple[int, int]:
-        """Runs that are through, and all, of this shard."""
+        """The number of runs that have ended, and of all runs, in this shard."""
         total = len(self.groups) * len(self.study.seeds)
         total += sum(len(self.study.tuning_runs(*group)) for group in self.groups)
         done = sum((run.arm, run.epsilon) in self.groups for run in self._records)
@@ -272,7 +272,7 @@ class Runner:
         return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
     def _screen(self) -> Group:
-        """The live table: what is done, and what runs now."""
+        """The live display: results so far, and runs in progress."""
         done, total = self._progress()
         table = Table("arm", *(f"epsilon {exact(e)}" for e in self.study.epsilons))
         for arm in self.study.arms:
@@ -300,7 +300,7 @@ class Runner:
 @contextlib.contextmanager
 def _interrupted_by_sigterm() -> Iterator[None]:
     def interrupt(*_):
-        raise KeyboardInterrupt("Stopped; the same command goes on from there.")
+        raise KeyboardInterrupt("Stopped; run the same command again to resume.")
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
@@ -310,14 +310,14 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 
 
 def _score(record: dict[str, Any]) -> float:
-    """What a trial is chosen by, or a test run's accuracy; of averaged weights."""
+    """The averaged weights' accuracy: in validation for a trial, else in the test."""
     if record["tuning"]:
         return record["curve"][-1][CHOSEN_BY]
     return record["final"]["test_accuracy_ema"]
 
 
 def _record(study: Study, run: Run, folder: Path) -> dict[str, Any]:
-    """One line of results.jsonl, of a finished run."""
+    """Returns the line of results.jsonl for a finished run."""
     workdir = folder / "run"
     *curve, final = events(workdir)
     return run.about() | {
@@ -336,14 +336,14 @@ def _failure(run: Run, error: str) -> dict[str, Any]:
 
 
 def _last_words(log: Path, status: int) -> str:
-    """Why a run failed: its own error without the rest, if there is one."""
+    """Says why a run failed: by its own error message if there is one."""
     said = log.read_text(errors="replace").strip()
     if status < 0:
         return f"killed by {signal.Signals(-status).name}; see {log}"
     _, found, error = f"\n{said}".rpartition("\nerror: ")
     if status == 2 and found:
         return error.strip()
-    return said[-1500:] or f"exit status {status} and no word; see {log}"
+    return said[-1500:] or f"exit status {status} without output; see {log}"
 
 
 def _progress_of(workdir: Path) -> tuple[str, str]:

@@ -15,10 +15,10 @@ from dpmix_tf.files import write_text_atomic
 from dpmix_tf.training.workdir import differences, read_json
 from dpmix_tf.views import count_views
 
-# What trials are chosen by: an event's accuracy of averaged weights.
+# Trials are chosen by this value of an event: the accuracy of averaged weights.
 CHOSEN_BY = "validation_accuracy_ema"
 _FIRST_TUNING_SEED = 1_000_001
-# May change between two calls on the same folder: they add runs, or words.
+# These may change between calls on the same folder: they only add runs or text.
 _OPEN = (
     "title",
     "order",
@@ -40,10 +40,10 @@ class Run:
     Attributes:
       arm: its name in the config.
       epsilon: the budget.
-      seed: its number, shared by all arms: their differences are paired.
+      seed: its number, shared by all arms, so that their differences are paired.
       trial: values of the tuned fields, by dotted name; () where nothing is tuned.
-      tuning: whether it is one of the trials, which only validation accuracy is read
-        of, or one of the test runs.
+      tuning: whether it is a tuning trial, of which only the validation accuracy is
+        read, rather than a test run.
     """
 
     arm: str
@@ -54,7 +54,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its folder, below the experiment's."""
+        """The path of its folder, relative to the experiment's."""
         parts = [
             "tuning" if self.tuning else "runs",
             self.arm,
@@ -64,7 +64,7 @@ class Run:
         return "/".join([*parts, f"seed{self.seed}"])
 
     def about(self) -> dict[str, Any]:
-        """The attributes as results.jsonl holds them."""
+        """The attributes as they appear in results.jsonl."""
         fields = {
             key: getattr(self, key) for key in ("arm", "epsilon", "seed", "tuning")
         }
@@ -72,23 +72,24 @@ class Run:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Run":
-        """The run that a line of results.jsonl is about."""
+        """Returns the run that a line of results.jsonl describes."""
         fields = {key: record[key] for key in ("arm", "epsilon", "seed", "tuning")}
         return cls(**fields, trial=tuple(record["tuned"].items()))
 
 
 class Study:
-    """An experiment: arms x epsilons x seeds, tuned or not.
+    """An experiment: arms x epsilons x seeds, with or without tuning.
 
     Args:
       config: see experiments/config.py.
-      arms: names of those to run; default all.
-      public_seeds: the runs' seeds are their numbers themselves, so that everybody can
-        repeat them, and none has a guarantee. Default: the runner gives them secret
-        ones, see experiments/secret.py.
+      arms: names of the arms to run; default: all.
+      public_seeds: use the seed numbers themselves as seeds, so that anybody can repeat
+        the runs, and none has a guarantee. By default the runner gives them secret
+        seeds, see experiments/secret.py.
 
     Raises:
-      DPMixError: nothing to run, an unknown baseline, or unequal compute.
+      DPMixError: there is nothing to run, the baseline is unknown, or the arms of
+        equal_compute make different numbers of views.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class Study:
         }.items():
             if set(named) - set(self.known):
                 raise DPMixError(
-                    f"{what} must be of {', '.join(self.known)}; received: "
+                    f"{what} must be among {', '.join(self.known)}; received: "
                     f"{', '.join(map(repr, named))}."
                 )
         self.epsilons = tuple(float(epsilon) for epsilon in config.epsilons)
@@ -130,11 +131,11 @@ class Study:
         self._refuse_what_cannot_be_shown()
 
     def _refuse_what_cannot_be_shown(self) -> None:
-        """Before any run is trained, rather than after all of them."""
+        """Checks the config before any run is trained, not after all of them."""
         if len(self.trials) > 1 and not self.config.base.data.validation_fraction:
             raise DPMixError(
                 "Tuning needs validation examples: set base.data.validation_fraction "
-                "above 0, or tune nothing."
+                "above 0, or leave out tuning."
             )
         for field, arms in self.config.ablations:
             for arm in arms:
@@ -142,7 +143,7 @@ class Study:
                 if type(value) not in (int, float):
                     raise DPMixError(
                         f"ablations: arm {arm!r} has {field} = {value!r}; expected a "
-                        "number, to plot over."
+                        "number for the x axis."
                     )
         counts = {
             arm: self.views_per_example(arm)
@@ -151,12 +152,12 @@ class Study:
         }
         if len(set(counts.values())) > 1:
             raise DPMixError(
-                f"equal_compute: the arms make {counts} views an example. Make them "
-                "equal by views.base and views.mixed, or leave an arm out."
+                f"equal_compute: the arms make {counts} views per example. Adjust "
+                "views.base and views.mixed to make them equal, or leave out an arm."
             )
 
     def fields(self, arm: str) -> dict[str, Any]:
-        """An arm's config, seed, epsilon and what is tuned aside, by dotted name."""
+        """An arm's config without seed, epsilon and tuned values, by dotted name."""
         return _flatten(self.config.base.to_dict()) | self.changes(arm)
 
     def changes(self, arm: str) -> dict[str, Any]:
@@ -164,7 +165,7 @@ class Study:
         return _flatten(self.config.arms[arm].to_dict())
 
     def views_per_example(self, arm: str) -> int:
-        """K of an arm."""
+        """The number of views per example, K, of an arm."""
         return count_views(
             {
                 name.removeprefix("views."): value
@@ -174,7 +175,7 @@ class Study:
         )
 
     def _combine_trials(self) -> list[tuple[tuple[str, Any], ...]]:
-        """All combinations of the values to tune over; one empty one for none."""
+        """All combinations of the values to tune over; [()] if there are none."""
         fields = _flatten(self.config.tune.to_dict())
         for name, values in fields.items():
             if not isinstance(values, (tuple, list)) or not values:
@@ -185,7 +186,7 @@ class Study:
         ]
 
     def tuning_runs(self, arm: str, epsilon: float) -> list[Run]:
-        """The trials of an arm at an epsilon; none where there is nothing to choose."""
+        """The trials of an arm at an epsilon; [] where there is nothing to choose."""
         if len(self.trials) < 2:
             return []
         seeds = range(self.config.tuning_seeds)
@@ -200,18 +201,18 @@ class Study:
         return [Run(arm, epsilon, seed, trial, False) for seed in self.seeds]
 
     def groups(self) -> Iterator[tuple[str, float]]:
-        """(arm, epsilon) to be run, each tuned for itself."""
+        """Pairs (arm, epsilon) to be run, each tuned separately."""
         return ((arm, epsilon) for epsilon in self.epsilons for arm in self.arms)
 
     def all_groups(self) -> Iterator[tuple[str, float]]:
-        """The same of all arms: what earlier calls found is reported too."""
+        """The same for all arms, because results of earlier calls are reported too."""
         return ((arm, epsilon) for epsilon in self.epsilons for arm in self.known)
 
     def config_of(self, run: Run) -> ConfigDict:
-        """The config that a run is trained by.
+        """Returns the config that a run is trained with.
 
         Raises:
-          DPMixError: the arm or a tuned field names something that runs do not have.
+          DPMixError: the arm or a tuned field sets something that runs do not have.
         """
         config = self.run_config(run.arm, run.epsilon, run.seed, dict(run.trial))
         config.run.test = not run.tuning
@@ -220,7 +221,7 @@ class Study:
     def run_config(
         self, arm: str, epsilon: float, seed: int, fields: Mapping[str, Any] = {}
     ) -> ConfigDict:
-        """See config_of."""
+        """Returns the config of an arm with these values; see config_of."""
         config = self.config.base.copy_and_resolve_references()
         config.lock()
         changes = self.changes(arm) | dict(fields)
@@ -244,14 +245,14 @@ class Study:
         return config
 
     def claim(self, root: Path, fingerprint: str | None = None) -> None:
-        """Takes the experiment's folder; refuses one of another experiment.
+        """Claims the experiment's folder; refuses a folder of another experiment.
 
         Args:
           root: the folder.
-          fingerprint: of the secret that seeds are derived from; None: of public ones.
+          fingerprint: of the secret that seeds are derived from; None for public seeds.
 
         Raises:
-          DPMixError: the folder's runs were made by another config.
+          DPMixError: the folder's runs were made with another config.
         """
         mine = json.loads(self.config.to_json()) | {FINGERPRINT: fingerprint}
         path = root / "experiment.json"
@@ -259,25 +260,24 @@ class Study:
             theirs = read_json(path)
             arms = theirs["arms"].keys() & mine["arms"].keys()
             lines = [f"base.{x}" for x in differences(theirs["base"], mine["base"])]
-            lines += differences(
-                *(
-                    {k: v for k, v in side.items() if k not in (*_OPEN, "base", "arms")}
-                    | {"arms": {arm: side["arms"][arm] for arm in arms}}
-                    for side in (theirs, mine)
-                )
+            before, now = (
+                {k: v for k, v in side.items() if k not in (*_OPEN, "base", "arms")}
+                | {"arms": {arm: side["arms"][arm] for arm in arms}}
+                for side in (theirs, mine)
             )
+            lines += differences(before, now)
             if lines:
                 raise DPMixError(
                     f"{root} holds another experiment:\n"
                     + "\n".join(f"  {line}" for line in lines)
-                    + "\nUse another --workdir, or the same settings to go on."
+                    + "\nUse another --workdir, or the same settings to resume."
                 )
             mine["arms"] = theirs["arms"] | mine["arms"]
         write_text_atomic(path, json.dumps(mine, indent=2) + "\n")
 
 
 def exact(epsilon: float) -> str:
-    """A budget as it was asked for, never rounded: 8, 0.5, 1.0000001."""
+    """Formats a budget as it was given, never rounded: 8, 0.5, 1.0000001."""
     return repr(float(epsilon)).removesuffix(".0")
 
 

@@ -1,8 +1,8 @@
-"""One run of an experiment, in a process of its own.
+"""One run of an experiment, in its own process.
 
 python -m dpmix_tf.experiments.worker FOLDER PARENT reads FOLDER/settings.json, and
-stops when the process PARENT is gone. A secret seed it derives itself, from the
-experiment's secret: it passes through no argument, environment or settings.
+stops when the process PARENT is gone. It derives a secret seed itself, from the
+experiment's secret, so the seed never appears in arguments, environment or settings.
 """
 
 import json
@@ -26,14 +26,14 @@ STOPPED = 130  # exit status of a run that was asked to stop
 
 
 def _stop_with_parent(parent: int) -> None:
-    """Nobody would record what an orphan finds; and its folder would be held."""
+    """Stops an orphaned run, which would hold its folder for results nobody records."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> None:
-    """Trains the run; an error that a user can act on is printed, status 2."""
+    """Trains the run; prints errors that a user can act on and exits with status 2."""
     folder = local_path(sys.argv[1])
     parent = int(sys.argv[2])
     threading.Thread(target=_stop_with_parent, args=(parent,), daemon=True).start()
@@ -47,11 +47,11 @@ def main() -> None:
 
 
 def train(folder: Path) -> None:
-    """Trains the run in `folder`, and notes what it took.
+    """Trains the run in `folder`, and records its cost.
 
     Raises:
       DPMixError: see Trainer and seed_of_run.
-      KeyboardInterrupt: asked to stop.
+      KeyboardInterrupt: the process was asked to stop.
     """
     config = ConfigDict(read_json(folder / "settings.json"))
     if not (folder / "software.json").exists():
@@ -69,7 +69,7 @@ def train(folder: Path) -> None:
 
 
 def _add_cost(path: Path, seconds: float, updates: int) -> None:
-    """What training took, over all processes that were not killed."""
+    """Adds to the cost of training, summed over all processes that were not killed."""
     cost = read_json(path) if path.exists() else {"seconds": 0.0, "updates": 0}
     cost = {
         "seconds": cost["seconds"] + seconds,

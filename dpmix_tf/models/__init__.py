@@ -1,4 +1,4 @@
-"""Networks that are allowed under differential privacy. All emit logits."""
+"""Networks that are allowed under differential privacy; all emit logits."""
 
 from dpmix_tf.models.convnet import convnet
 from dpmix_tf.models.data_format import require_channels_last

@@ -13,13 +13,13 @@ def convnet(
     groups: int = 8,
     name: str = "convnet",
 ) -> keras.Model:
-    """Builds [convolution 3x3, GroupNorm, activation, pool by 2] a width, and a head.
+    """Builds [3x3 convolution, GroupNorm, activation, pool by 2] per width, and a head.
 
     Args:
       input_shape: (H, W, C); values in [0, 1]. H and W halve at every width.
       num_classes: number of logits.
       widths: output channels of each convolution, multiples of `groups`.
-      activation: Keras's name, see wide_resnet.
+      activation: a Keras activation's name, see wide_resnet.
       groups: groups of the group normalisation (Wu and He 2018).
       name: the Keras model's name.
 

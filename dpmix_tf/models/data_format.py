@@ -1,4 +1,4 @@
-"""Images are [n,H,W,C], everywhere."""
+"""Checks that Keras keeps images as [n,H,W,C]."""
 
 import keras
 
@@ -6,7 +6,7 @@ from dpmix_tf.errors import DPMixError
 
 
 def require_channels_last() -> None:
-    """Refuses Keras's channels_first: layers would take rows of pixels for channels.
+    """Refuses channels_first: layers would mistake rows of pixels for channels.
 
     Raises:
       DPMixError: Keras is set to channels_first.

@@ -1,4 +1,4 @@
-"""Published image encoders: built here, block by block, on their published weights."""
+"""Published image encoders, built block by block with their published weights."""
 
 import contextlib
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from keras_cv.models.feature_extractor import CLIPImageEncoder
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.weights import load_weights
 
-# What CLIP's images were normalised with (Radford et al. 2021), of values in [0, 1].
+# CLIP's normalisation of images (Radford et al. 2021), for values in [0, 1].
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -29,7 +29,7 @@ def _clip(sizes: dict[str, int], preset: str):
             weights = download_weights(preset)
         if weights is not None:
             _load_tower(tower, weights)
-        # Layer by layer, so that each block can be trained or left, and saved.
+        # Layer by layer, so that each block can be trained or frozen, and saved.
         images = keras.Input((size, size, 3))
         std = np.asarray(_CLIP_STD)
         x = layers.Rescaling(1 / std, -np.asarray(_CLIP_MEAN) / std)(images)
@@ -61,23 +61,23 @@ def download_weights(preset: str) -> str:
     Raises:
       DPMixError: they cannot be downloaded.
     """
-    import kagglehub  # what KerasCV itself downloads presets with; slow to import
+    import kagglehub  # KerasCV itself downloads presets with it; slow to import
 
     handle = keras_cv.models.CLIP.presets[preset]["kaggle_handle"]
     try:
         return kagglehub.model_download(
             handle.removeprefix("kaggle://"), "model.weights.h5"
         )
-    except Exception as error:  # whatever the transport raises
+    except Exception as error:  # any network error
         raise DPMixError(
             f"The weights of {preset!r} cannot be downloaded "
-            f"({type(error).__name__}: {str(error)[:200]}). Without a network, give "
-            "the file with --config.network.weights=PATH."
+            f"({type(error).__name__}: {str(error)[:200]}). Without network access, "
+            "give the file with --config.network.weights=PATH."
         ) from error
 
 
 class ClipWeights(keras.Model):
-    """One tower, where KerasCV's CLIP has it: for a weights file of both."""
+    """Holds one tower where KerasCV's CLIP does, to load a weights file of both."""
 
     def __init__(self, **tower):
         super().__init__(name="clip")
@@ -95,7 +95,7 @@ def _load_tower(tower: CLIPImageEncoder, path: str) -> None:
 
 
 def _convnext(application: Callable[..., keras.Model]):
-    """An encoder of keras.applications, which normalises for itself."""
+    """An encoder of keras.applications, which normalises its own input."""
 
     def build(size, weights):
         images = keras.Input((size, size, 3))
@@ -106,11 +106,11 @@ def _convnext(application: Callable[..., keras.Model]):
                 input_tensor=layers.Rescaling(255.0)(images),
                 pooling="avg",
             )
-        except Exception as error:  # of the transport, of H5, of Keras
+        except Exception as error:  # from the network, H5 or Keras
             raise DPMixError(
                 f"{application.__name__} cannot be given the weights {weights!r} "
-                f"({type(error).__name__}: {str(error)[:200]}). Without a network, "
-                "give the file with --config.network.weights=PATH."
+                f"({type(error).__name__}: {str(error)[:200]}). Without network "
+                "access, give the file with --config.network.weights=PATH."
             ) from error
         blocks: dict[str, list[Any]] = {}
         for layer in network.layers:  # "convnext_base_stage_0_block_0_..."

@@ -1,4 +1,4 @@
-"""A network's forward pass as training runs it: traced once, and looked into."""
+"""Traces a network's forward pass as training runs it, and finds its side effects."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ from tensorflow.python.framework import op_def_registry
 
 from dpmix_tf.errors import DPMixError
 
-# Stateful to TensorFlow, and yet functions of their inputs and of what they read.
+# Stateful to TensorFlow, but still functions of their inputs and of what they read.
 _HARMLESS = {
     "Assert",
     "Case",
@@ -46,11 +46,11 @@ class SideEffect(NamedTuple):
     """What a forward pass does besides computing its output.
 
     Attributes:
-      layer: whose call does it; None where it is nobody's.
+      layer: the layer whose call causes it; None if it belongs to no layer.
       operation: TensorFlow's operation, such as "AssignVariableOp".
-      variable: name of the variable it touches; None where there is none, or where it
-        lies inside a function.
-      random: it draws random numbers, or counts how many were drawn.
+      variable: name of the variable it touches; None if there is none, or if it lies
+        inside a function.
+      random: whether it draws random numbers, or counts how many were drawn.
     """
 
     layer: Any
@@ -60,7 +60,7 @@ class SideEffect(NamedTuple):
 
 
 def operations(network: keras.Model) -> list[Any]:
-    """Returns the network's layers, and what its graphs hold besides, such as x / 2."""
+    """Returns the network's layers and its graphs' other operations, such as x / 2."""
     found = {}
     for layer in network._flatten_layers():
         found[id(layer)] = layer
@@ -71,7 +71,7 @@ def operations(network: keras.Model) -> list[Any]:
 
 @contextlib.contextmanager
 def watched(watch: list[Any], around: Callable[..., Any]) -> Iterator[None]:
-    """Lets `around(operation, call, *arguments)` stand in for each one's `call`."""
+    """Replaces each operation's `call` by `around(operation, call, *arguments)`."""
     for operation in watch:
         operation.__dict__["call"] = functools.partial(
             around, operation, operation.call
@@ -84,23 +84,28 @@ def watched(watch: list[Any], around: Callable[..., Any]) -> Iterator[None]:
 
 
 def traced(
-    network: keras.Model, shape: tuple[int, ...], *, training: bool
+    network: keras.Model,
+    shape: tuple[int, ...],
+    *,
+    training: bool,
+    dtype: tf.DType = tf.float32,
 ) -> tuple[tf.types.experimental.ConcreteFunction, list[SideEffect]]:
     """Traces a network without running it.
 
     The graph shows every variable that a call can touch, however it is held: by a
-    layer, in a list, in a tf.Module, by a closure.
+    layer, in a list, in a tf.Module or by a closure.
 
     Args:
       network: one tensor -> one tensor.
-      shape: of its input, the batch's size included.
-      training: the argument of its call.
+      shape: shape of its input, including the batch size.
+      training: the `training` argument of its call.
+      dtype: dtype of its input.
 
     Returns:
       The traced function; its side effects.
 
     Raises:
-      DPMixError: it does not run.
+      DPMixError: the network does not run.
     """
     watch = operations(network)
     number = {id(operation): index for index, operation in enumerate(watch)}
@@ -113,7 +118,7 @@ def traced(
         with watched(watch, marked):
             function = tf.function(
                 lambda inputs: network(inputs, training=training), autograph=False
-            ).get_concrete_function(tf.TensorSpec(shape, tf.float32))
+            ).get_concrete_function(tf.TensorSpec(shape, dtype))
     except Exception as error:  # whatever a layer raises
         raise DPMixError(
             f"{network.name!r} does not run on inputs of shape {shape}: {error}"
@@ -152,7 +157,7 @@ def _generators(network: keras.Model) -> Iterator[keras.random.SeedGenerator]:
 
 
 def _stateful(graph: Any) -> Iterator[tuple[tf.Operation, str]]:
-    """(an operation, the kind of what it does, perhaps inside a function it calls)."""
+    """Yields (operation, kind of stateful operation that it is or calls)."""
     library: dict[str, Any] = {}
     for operation in graph.get_operations():
         if _calls_functions(operation.type):
@@ -167,7 +172,7 @@ def _stateful(graph: Any) -> Iterator[tuple[tf.Operation, str]]:
 
 
 def _kinds(names: list[str], library: dict[str, Any], seen: set[str]) -> set[str]:
-    """Kinds of suspicious operations in functions, and in those that these call."""
+    """Kinds of suspicious operations in functions, and in the functions they call."""
     kinds: set[str] = set()
     for name in names:
         if name in seen:

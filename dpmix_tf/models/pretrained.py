@@ -1,4 +1,4 @@
-"""Public pretrained encoders under a privately trained head."""
+"""Public pretrained encoders with a privately trained head."""
 
 import json
 import os
@@ -22,15 +22,15 @@ _HOW_MUCH = ("head", "last_blocks", "all")
 
 
 def _from_file(path: str, size: int | None) -> tuple[keras.Model, list[list[Any]]]:
-    """A user's own encoder: network and blocks, as an Encoder builds them."""
+    """Loads a user's own encoder: network and blocks, as an Encoder builds them."""
     if os.path.isdir(path):
         return _from_saved_model(path, size), []
     try:
         network = keras.saving.load_model(path, compile=False)
-    except Exception as error:  # whatever a file that is no model makes Keras raise
+    except Exception as error:  # Keras may raise anything for a bad file
         raise DPMixError(
             f"network.encoder must be one of {', '.join(ENCODERS)}, or the path of a "
-            f".keras file or of a SavedModel; {path!r} does not load: "
+            f".keras file or of a SavedModel; {path!r} cannot be loaded: "
             f"{str(error)[:300]}"
         ) from error
     if not isinstance(network, keras.Model) or not hasattr(network, "_nodes_by_depth"):
@@ -50,7 +50,7 @@ def _from_file(path: str, size: int | None) -> tuple[keras.Model, list[list[Any]
 
 
 def _ledger_beside(path: Path) -> Ledger:
-    """What the privacy card of an exported encoder says was spent on it, if it has one.
+    """Reads what was spent on an exported encoder from its privacy card, if any.
 
     An encoder that was trained privately on the same people is not free: its updates
     and the head's are composed.
@@ -84,9 +84,9 @@ def _from_saved_model(path: str, size: int | None) -> keras.Model:
             call_endpoint="serving_default",
             dtype="float32",  # what its signature takes, whatever the global policy
         )(images)
-    except Exception as error:  # whatever a folder that is none makes Keras raise
+    except Exception as error:  # Keras may raise anything for a bad folder
         raise DPMixError(
-            f"{path} is no SavedModel whose signature 'serving_default' takes float "
+            f"{path} is not a SavedModel whose signature 'serving_default' takes float "
             f"{size} x {size} RGB images: {str(error)[:300]}"
         ) from error
     if isinstance(features, dict):
@@ -114,37 +114,39 @@ def pretrained(
     """Builds an encoder trained on public images, with a linear head on its features.
 
     The published setting trains the head alone (DP-Mix, section 4.2): the encoder then
-    runs once a view, outside the tape, in inference mode. What it was trained on counts
-    as public; if any of the private examples were among it, the guarantee is void.
+    runs once per view, outside the tape, in inference mode. The data it was trained on
+    counts as public; if any private examples were among it, the guarantee is void.
 
-    Images are resized to the encoder's size and normalised as it expects here, after
-    views were made of them at the data's own size. Features are scaled to length
-    sqrt(d), so that each view weighs the same before clipping.
+    Views are made at the data's own size; here they are then resized to the encoder's
+    size and normalised as it expects. Features are scaled to length sqrt(d), so that
+    each view weighs the same before clipping.
 
     Args:
       input_shape: (H, W, C), C = 1 or 3; values in [0, 1].
       num_classes: number of logits.
       encoder: a key of ENCODERS; or the path of a .keras file, RGB images in [0, 1] ->
-        features, normalising for itself; or of a SavedModel that does.
+        features, that normalises its own input; or of a SavedModel that does so.
       weights: for a key of ENCODERS: "preset" lets the library download the published
-        ones; the path of an H5 file (of KerasCV's CLIP or of its image tower, of
-        keras.applications without its top); or None, random ones: of use in tests only.
-      sha256: of the weights or the encoder's file, in hexadecimal; checked if given.
-      trainable: "head"; "last_blocks", the encoder's last `blocks` blocks too (of a
+        weights; the path of an H5 file (of KerasCV's CLIP or its image tower, or of
+        keras.applications without its top); or None for random weights, useful only in
+        tests.
+      sha256: SHA-256 of the weights or the encoder's file, in hexadecimal; checked if
+        given.
+      trainable: "head"; "last_blocks", for the encoder's last `blocks` blocks too (in a
         .keras file, layers with weights); or "all".
       blocks: see trainable.
-      image_size: height and width the encoder sees, pixels; default its own.
-      text_embeddings: an .npy file, float [num_classes,d], such as `embed_texts` makes:
-        the head starts as CLIP's zero-shot classifier, which is public and so free.
-        Without it, at zero.
+      image_size: height and width that the encoder sees, in pixels; by default its own.
+      text_embeddings: an .npy file, float [num_classes,d], as `embed_texts` makes: the
+        head starts as CLIP's zero-shot classifier, which is public and so costs no
+        privacy. Without it, the head starts at zero.
       name: the Keras model's name.
 
     Returns:
       A functional Keras model, float32 [n,H,W,C] -> logits [n,num_classes].
 
     Raises:
-      DPMixError: no such encoder, weights that cannot be had or are others, or a
-        BatchNormalization that would be trained (by validate_network).
+      DPMixError: the encoder is unknown, the weights are unavailable or not the
+        expected ones, or a BatchNormalization would be trained (by validate_network).
     """
     if trainable not in _HOW_MUCH:
         raise DPMixError(
@@ -154,12 +156,12 @@ def pretrained(
     found = weights_digest(encoder, weights)
     if sha256 is not None and found is None:
         raise DPMixError(
-            f"sha256 is given, and there is no file to check: weights = {weights!r}."
+            f"sha256 is given, but there is no file to check: weights = {weights!r}."
         )
     if sha256 is not None and found != sha256:
         raise DPMixError(
-            f"The weights' SHA-256 is {found}, expected {sha256}: another file. Put "
-            "the right one there, or start another run."
+            f"The weights' SHA-256 is {found}, expected {sha256}: it is another file. "
+            "Put the right one there, or start another run."
         )
     if encoder in ENCODERS:
         size = image_size or ENCODERS[encoder].size
@@ -170,8 +172,8 @@ def pretrained(
         tower, parts = _from_file(str(file), image_size)
     if trainable == "last_blocks" and not 1 <= blocks <= len(parts):
         raise DPMixError(
-            f"network.blocks must be from 1 to {len(parts)}, which {encoder} has; "
-            f"received: {blocks}."
+            f"network.blocks must be from 1 to {len(parts)}, the number that {encoder} "
+            f"has; received: {blocks}."
         )
     kept = {"head": [], "last_blocks": parts[-blocks:], "all": [[tower]]}[trainable]
     _freeze_all_but(kept, tower)
@@ -189,9 +191,10 @@ def pretrained(
         num_classes, kernel_initializer="zeros", dtype="float32", name="logits"
     )
     network = keras.Model(inputs, head(x), name=name)
-    # For the statement of the guarantee; random ones are nobody's.
+    # For the statement of the guarantee; random weights come from no data.
     network.public_weights = encoder not in ENCODERS or weights is not None
     if encoder not in ENCODERS:
+        assert file is not None
         record_history(network.variables, _ledger_beside(file))
     if text_embeddings is not None:
         head.kernel.assign(_zero_shot(text_embeddings, (num_classes, width)))
@@ -201,10 +204,10 @@ def pretrained(
 def weights_digest(
     encoder: str | None = None, weights: str | None = "preset", **_
 ) -> str | None:
-    """SHA-256 of the file that `pretrained` would start from; None: no file is named.
+    """SHA-256 of the file that `pretrained` starts from; None if no file is named.
 
     Raises:
-      DPMixError: there is no such file.
+      DPMixError: the file does not exist.
     """
     file = public_file(encoder, weights)
     if encoder in ENCODERS:
@@ -221,15 +224,17 @@ def public_file(
     encoder: str | None = None, weights: str | None = "preset", **_
 ) -> Path | None:
     """The file or folder that `pretrained` starts from; None: no file is named."""
-    if encoder is None or (encoder in ENCODERS and weights in (None, "preset")):
-        return None
     if encoder in ENCODERS:
+        if weights is None or weights == "preset":
+            return None
         return local_path(weights, "network.weights")
+    if encoder is None:
+        return None
     return local_path(encoder, "network.encoder")
 
 
 def without_place(network: Mapping[str, Any]) -> dict[str, Any]:
-    """A network's settings without where its file lies, if a SHA-256 says which it is.
+    """A network's settings without its file's path, if a SHA-256 identifies the file.
 
     A file that has moved is still the same file.
     """
@@ -244,7 +249,7 @@ def _freeze_all_but(kept: list[list[Any]], tower: keras.Model) -> None:
     for layer in tower._flatten_layers():
         if all(id(part) not in inside for part in layer._flatten_layers()):
             layer.trainable = False
-    # A layer of layers of which some are kept may have weights of its own.
+    # A layer with nested layers, only some of them kept, may have its own weights.
     trained = {id(v) for block in kept for layer in block for v in layer.variables}
     for variable in tower.variables:
         if id(variable) not in trained:
@@ -252,41 +257,43 @@ def _freeze_all_but(kept: list[list[Any]], tower: keras.Model) -> None:
 
 
 def _fit(images, tower: keras.Model, image_size: int | None):
-    """Makes images of the data's size and channels into what the encoder takes."""
+    """Converts images from the data's size and channels to those of the encoder."""
     shape = tuple(tower.inputs[0].shape)
     given = (image_size, image_size) if image_size else (None, None)
-    size = shape[1:3] if len(shape) == 4 else ()
-    size = tuple(own or asked for own, asked in zip(size, given, strict=False))
+    own = shape[1:3] if len(shape) == 4 else ()
+    size: tuple[Any, ...] = tuple(
+        side or asked for side, asked in zip(own, given, strict=False)
+    )
     if len(size) != 2 or None in size or (image_size and size != given):
         raise DPMixError(
             f"The encoder takes inputs of shape {shape} and network.image_size is "
-            f"{image_size}; expected images, (None, H, W, C), of a size that one of "
-            "the two gives."
+            f"{image_size}; expected images, (None, H, W, C), whose size one of the "
+            "two determines."
         )
     if tuple(images.shape[1:3]) != size:
-        # Not layers.Resizing, behind which nested models are called as in training.
+        # Not layers.Resizing: nested models after it are called in training mode.
         images = BicubicResizing(*size)(images)
     if images.shape[3] != shape[3]:
         if (images.shape[3], shape[3]) != (1, 3):
             raise DPMixError(
-                f"The encoder takes images of {shape[3]} channels; the data's have "
-                f"{images.shape[3]}."
+                f"The encoder takes images with {shape[3]} channels; the data's images "
+                f"have {images.shape[3]}."
             )
         images = layers.Concatenate()([images] * 3)
     return images
 
 
 def _zero_shot(path: str, shape: tuple[int, int]) -> np.ndarray:
-    """The head's kernel, [d,classes], of texts' embeddings, [classes,d], in a file."""
+    """The head's kernel, [d,classes], from a file of text embeddings, [classes,d]."""
     try:
         texts = np.load(local_path(path, "network.text_embeddings"), allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise DPMixError(f"{path} holds no array: {error}.") from error
+        raise DPMixError(f"{path} does not hold an array: {error}.") from error
     if texts.shape != shape:
         raise DPMixError(
-            f"{path} holds an array of shape {texts.shape}; expected one embedding a "
-            f"class, as wide as the encoder's features: {shape}."
+            f"{path} holds an array of shape {texts.shape}; expected one embedding "
+            f"per class, as wide as the encoder's features: {shape}."
         )
     texts = texts / np.linalg.norm(texts, axis=1, keepdims=True)
     # CLIP's logits are 100 times the cosine; features here have length sqrt(d).
-    return np.float32(100.0 / shape[1] ** 0.5 * texts.T)
+    return (100.0 / shape[1] ** 0.5 * texts.T).astype(np.float32)

@@ -1,7 +1,7 @@
 """Networks by name, for configs."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -13,9 +13,9 @@ from dpmix_tf.models.scattering import scattering_network
 from dpmix_tf.models.vision_transformer import vision_transformer
 from dpmix_tf.models.wide_resnet import wide_resnet
 
-# float16 would need loss scaling, which private gradients do not survive.
+# float16 would need loss scaling, which is incompatible with private gradients.
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
-NETWORKS = {
+NETWORKS: Mapping[str, Callable[..., keras.Model]] = {
     "convnet": convnet,
     "pretrained": pretrained,
     "scattering": scattering_network,
@@ -27,7 +27,7 @@ NETWORKS = {
 def network_arguments(name: str) -> dict[str, inspect.Parameter]:
     """Returns the arguments that a config may give to the network called `name`."""
     parameters = inspect.signature(NETWORKS[name]).parameters
-    given = ("input_shape", "num_classes", "name")  # by the data, and by the config
+    given = ("input_shape", "num_classes", "name")  # from the data and the config
     return {name: p for name, p in parameters.items() if name not in given}
 
 
@@ -46,11 +46,12 @@ def build_network(
       input_shape: (H, W, C).
       num_classes: number of logits.
       arguments: further keyword arguments of the network's function.
-      dtype_policy: Keras's: "float32", or "mixed_bfloat16" to compute in bfloat16 on
-        float32 weights, which pays where the processor has instructions for it.
+      dtype_policy: Keras's policy: "float32", or "mixed_bfloat16" to compute in
+        bfloat16 with float32 weights, which pays off where the processor has
+        instructions for it.
 
     Raises:
-      DPMixError: unknown name or policy, or arguments that the network does not take.
+      DPMixError: an unknown name or policy, or an argument the network does not take.
     """
     if name not in NETWORKS:
         raise DPMixError(
@@ -66,7 +67,7 @@ def build_network(
     if unknown:
         raise DPMixError(
             f"The network {name!r} takes no argument {', '.join(unknown)}; it takes "
-            f"{', '.join(taken) or 'none'}. In a config, start afresh with "
+            f"{', '.join(taken) or 'none'}. In a config, replace the network with "
             f'config.network = {{"name": "{name}", ...}}.'
         )
     before = keras.config.dtype_policy()
@@ -79,7 +80,7 @@ def build_network(
         raise
     except (TypeError, ValueError) as error:
         raise DPMixError(
-            f"The network {name!r} for {input_shape} images does not build with "
+            f"The network {name!r} cannot be built for {input_shape} images with "
             f"{dict(arguments)}: {error}"
         ) from error
     finally:

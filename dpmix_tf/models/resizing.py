@@ -1,4 +1,4 @@
-"""Bicubic resizing that every runtime has: two matrix products."""
+"""Bicubic resizing that every runtime supports, as two matrix products."""
 
 import keras
 import numpy as np
@@ -7,10 +7,10 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable(package="dpmix_tf")
 class BicubicResizing(keras.layers.Layer):
-    """Resizes images as keras.ops.image.resize does, by constant matrices.
+    """Resizes images as keras.ops.image.resize does, with constant matrices.
 
-    LiteRT has no bicubic resizing of its own. Bicubic resizing is linear in the pixels,
-    first of each column, then of each row.
+    LiteRT has no bicubic resizing of its own, but bicubic resizing is linear in the
+    pixels, first of each column, then of each row.
 
     Input: float [n,H,W,C], H and W known.
     Output: float32 [n,height,width,C].
@@ -22,12 +22,12 @@ class BicubicResizing(keras.layers.Layer):
     """
 
     def __init__(self, height: int, width: int, *, dtype="float32", **kwargs):
-        # Whatever the global policy: pixels have eight bits, as bfloat16 has.
+        # Whatever the global policy: pixels have eight bits, all that bfloat16 has.
         super().__init__(dtype=dtype, **kwargs)
         self.height, self.width = height, width
 
     def build(self, input_shape):
-        """Makes the matrices, as constants."""
+        """Creates the matrices, as constants."""
         self._rows = _matrix(input_shape[1], self.height)
         self._columns = _matrix(input_shape[2], self.width)
         super().build(input_shape)
@@ -48,7 +48,7 @@ class BicubicResizing(keras.layers.Layer):
 
 
 def _matrix(length: int, resized: int) -> np.ndarray:
-    """What each of `resized` pixels is made of: float32 [length,resized]."""
+    """The weights of input pixels in each of `resized`: float32 [length,resized]."""
     with tf.init_scope():
         each = np.eye(length, dtype=np.float32)[..., np.newaxis]
         return tf.image.resize(each, (resized, length), "bicubic").numpy()[..., 0].T

@@ -8,27 +8,27 @@ import tensorflow as tf
 
 from dpmix_tf.errors import DPMixError
 
-_PERIODS = range(-2, 3)  # of an image's circular extension, where a filter is summed
-_BORDER = 4  # pixels reflected on either side: what an average reaches
-_LARGEST = 96  # pixels a side; the matrices grow with the fourth power
+_PERIODS = range(-2, 3)  # periods of the circular extension that filters sum over
+_BORDER = 4  # pixels reflected on each side, as far as an average reaches
+_LARGEST = 96  # pixels per side; the matrices grow with its fourth power
 
 
 @keras.saving.register_keras_serializable(package="dpmix_tf")
 class Scattering(keras.layers.Layer):
     """Second-order wavelet scattering of images (Bruna and Mallat 2013), J = 2, L = 8.
 
-    Averages of an image, of its moduli under 16 Morlet wavelets (2 scales, 8 angles),
-    and of those of the first scale under the 8 of the second: 1 + 16 + 64 = 81
-    channels an input channel, a quarter as high and wide. Constant filters, parameters
-    and borders as in Kymatio (Andreux et al. 2020), so that its features compare.
-    Differentially private linear classifiers on them are strong where no public data
-    is at hand (Tramer and Boneh 2021).
+    Computes averages of an image, of its moduli under 16 Morlet wavelets (2 scales, 8
+    angles), and of the moduli of the first scale under the 8 wavelets of the second:
+    1 + 16 + 64 = 81 channels per input channel, a quarter as high and wide. The filters
+    are constant; parameters and borders are as in Kymatio (Andreux et al. 2020), so
+    that the features are comparable. Differentially private linear classifiers on them
+    are strong where no public data is available (Tramer and Boneh 2021).
 
-    Input: float [n,H,W,C], H and W multiples of 4 up to 96.
-    Output: float32 [n,H/4,W/4,81*C], a channel's 81 features side by side.
+    Input: float [n,H,W,C], H and W multiples of 4 from 8 to 96.
+    Output: float32 [n,H/4,W/4,81*C], with the 81 features of a channel side by side.
 
     Raises:
-      DPMixError: another height or width.
+      DPMixError: the height or width is not supported.
     """
 
     SCALES = 2
@@ -40,7 +40,7 @@ class Scattering(keras.layers.Layer):
         super().__init__(dtype=dtype, **kwargs)
 
     def build(self, input_shape):
-        """Makes the filters, as constants."""
+        """Creates the filters, as constants."""
         sides = input_shape[1:3]
         if any(not side or side % 4 or not 8 <= side <= _LARGEST for side in sides):
             raise DPMixError(
@@ -74,8 +74,8 @@ class Scattering(keras.layers.Layer):
     def call(self, images):
         """See the class."""
         height, width, channels = images.shape[1:]
-        # Rows first, so that what is done along them is one matrix product; then all
-        # channels of all images, m of them; then columns.
+        # Rows come first, so that an operation along them is one matrix product; then
+        # all m channels of all images; then columns.
         x = tf.transpose(images, [1, 0, 3, 2])
         x = tf.reshape(x, [height, -1, width])
         fine = self._fine(x)
@@ -106,28 +106,28 @@ def scattering_network(
 ) -> keras.Model:
     """Builds a classifier on group-normalised scattering features.
 
-    Nothing before the head is trained, so that it is computed once a view and outside
-    the tape (Tramer and Boneh 2021: on CIFAR-10 67.0 % at epsilon = 3 with a linear
-    head, 69.3 % with a small convolutional one).
+    Nothing before the head is trained, so it is computed once per view and outside the
+    tape (Tramer and Boneh 2021: on CIFAR-10 67.0 % at epsilon = 3 with a linear head,
+    69.3 % with a small convolutional one).
 
     Args:
       input_shape: (H, W, C), sides multiples of 4 up to 96; values in [0, 1].
       num_classes: number of logits.
-      hidden: channels of 3x3 convolutions before the linear layer; none: a logistic
-        regression.
-      activation: of the convolutions; Keras's name.
+      hidden: channels of 3x3 convolutions before the linear layer; if empty, the
+        classifier is a logistic regression.
+      activation: a Keras activation's name, for the convolutions.
       name: the Keras model's name.
 
     Returns:
       A functional Keras model, float32 [n,H,W,C] -> logits [n,num_classes].
     """
     inputs = keras.Input(input_shape, name="images")
-    # About mean 0 and variance 1, so that brightness does not drown what it is grouped
-    # with: two points of accuracy on CIFAR-10.
+    # About mean 0 and variance 1, so that brightness does not drown the features it is
+    # grouped with: worth two points of accuracy on CIFAR-10.
     x = keras.layers.Rescaling(4.0, offset=-2.0)(inputs)
     x = Scattering()(x)
-    # Nine features a group, without weights: every feature reaches the head at a scale
-    # that noise does not drown.
+    # Nine features per group, without weights: every feature reaches the head at a
+    # scale that noise does not drown.
     x = keras.layers.GroupNormalization(
         x.shape[-1] // 9, epsilon=1e-5, center=False, scale=False
     )(x)
@@ -142,20 +142,20 @@ def scattering_network(
 class _WaveletModulus:
     """|x * wavelet| for several wavelets, at every `step`-th pixel.
 
-    After a Fourier transform along the rows, a convolution is, for each frequency, one
-    along the columns, which is a matrix. Matrix products are what processors are best
-    at: on two cores this is several times as fast as by fast Fourier transforms.
+    After a Fourier transform along the rows, a convolution becomes, for each frequency,
+    a convolution along the columns, which is a matrix. Processors are best at matrix
+    products: on two cores this is several times as fast as fast Fourier transforms.
 
     Args:
       wavelets: complex [k,P,Q].
-      borders: what the rows, [P,H], and the columns, [Q,W], are extended by.
+      borders: matrices that extend the rows, [P,H], and the columns, [Q,W].
       step: 1 or 2.
     """
 
     def __init__(self, wavelets: np.ndarray, borders: list[np.ndarray], *, step: int):
         count, rows, columns = wavelets.shape
         kept, kept_columns = rows // step, columns // step
-        # Frequencies that the coarser grid cannot tell apart: [kept,step].
+        # Frequencies that the coarser grid cannot distinguish: [kept,step].
         aliases = np.arange(kept)[:, np.newaxis] + kept * np.arange(step)
         waves = np.exp(-2j * np.pi * aliases[..., np.newaxis] * np.arange(rows) / rows)
         waves = waves @ borders[0]
@@ -238,11 +238,11 @@ def _morlet(size: tuple[int, int], scale: int, angle: int) -> np.ndarray:
 
 
 def _averaging(length: int, step: int) -> np.ndarray:
-    """Gaussian averages at every fourth place inside the border.
+    """Weights of Gaussian averages at every fourth position inside the border.
 
     Args:
-      length: P, of the padded image.
-      step: pixels between the places where the signal is known, 1 or 2.
+      length: P, the length of the padded image.
+      step: pixels between the positions where the signal is known, 1 or 2.
 
     Returns:
       float32 [length/4-2,length/step].
@@ -254,7 +254,7 @@ def _averaging(length: int, step: int) -> np.ndarray:
         for period in _PERIODS
     )
     spectrum = np.fft.fft(hill).real / (sigma * math.sqrt(2 * math.pi))
-    if step == 2:  # without the frequencies that the coarser grid cannot tell apart
+    if step == 2:  # drop the frequencies that the coarser grid cannot distinguish
         spectrum[length // 4 : length // 4 + length // 2] = 0.0
         spectrum = spectrum[: length // 2] + spectrum[length // 2 :]
     weights = np.fft.ifft(spectrum).real

@@ -1,6 +1,7 @@
-"""What a network's graph of layers says: where training starts, and how large it is."""
+"""Analyses a network's graph of layers: where training starts, and its size."""
 
 import math
+from typing import Any
 
 import keras
 
@@ -8,18 +9,19 @@ from dpmix_tf.models.scattering import Scattering
 
 
 def split_frozen_front(network: keras.Model) -> tuple[keras.Model | None, keras.Model]:
-    """Splits off the layers that no trainable weight comes before.
+    """Splits off the layers that no trainable weight precedes.
 
-    What they compute changes no gradient, so it needs no tape: with a frozen encoder
-    and a trainable head, the encoder is the front.
+    Their outputs do not depend on any trainable weight, so they need no tape: with a
+    frozen encoder and a trainable head, the encoder is the front.
 
     Args:
       network: images -> logits.
 
     Returns:
       front, images -> features, and rest, features -> logits, which share the network's
-      weights; or None and the network itself where the front has neither weights nor
-      wavelets, more than one output, or cannot be told (a subclass of keras.Model).
+      weights; or None and the network itself if the front has neither weights nor
+      wavelets, has more than one output, or cannot be found (in a subclass of
+      keras.Model).
     """
     if isinstance(network, keras.Sequential):
         network = keras.Model(network.inputs[0], network.outputs[0])
@@ -28,7 +30,7 @@ def split_frozen_front(network: keras.Model) -> tuple[keras.Model | None, keras.
     trained: set[int] = set()  # tensors that depend on a trainable weight
     front: set[int] = set()  # tensors that do not
     worthwhile = False
-    cut = {}  # front tensors that trained layers read
+    cut: dict[int, Any] = {}  # front tensors that trained layers read
     for layer, inputs, outputs in _nodes(network):
         depends = any(id(tensor) in trained for tensor in inputs)
         if depends or getattr(layer, "trainable_variables", None):
@@ -58,10 +60,10 @@ def _nodes(network):
 
 
 def count_activations(network: keras.Model) -> int | None:
-    """Counts the numbers that a network's layers emit for one image.
+    """Counts the numbers that a network's layers output for one image.
 
     Returns:
-      The count; None where the layers do not say (a subclass of keras.Model).
+      The count; None if it cannot be determined (in a subclass of keras.Model).
     """
     total = 0
     for layer in network._flatten_layers(include_self=False):

@@ -1,4 +1,4 @@
-"""Texts into CLIP's space: a head that starts as the zero-shot classifier."""
+"""Embeds texts in CLIP's space, for a head that starts as a zero-shot classifier."""
 
 from collections.abc import Sequence
 
@@ -25,21 +25,21 @@ _TEXT_TOWER = {
 def embed_texts(
     texts: Sequence[str], *, weights: str, vocabulary: str | None = None
 ) -> np.ndarray:
-    """Embeds texts, such as "a photo of a cat", by the text tower of CLIP ViT-B.
+    """Embeds texts, such as "a photo of a cat", with the text tower of CLIP ViT-B.
 
-    Saved with np.save, one a class in the data's order, they are `pretrained`'s
+    Saved with np.save, one per class in the data's order, they serve as `pretrained`'s
     text_embeddings: the head starts as the zero-shot classifier.
 
     Args:
-      texts: n of them.
+      texts: n texts.
       weights: "preset" or the path of KerasCV's weights of both towers (H5).
-      vocabulary: path of CLIP's byte-pair vocabulary; default KerasCV downloads it.
+      vocabulary: path of CLIP's byte-pair vocabulary; by default, KerasCV downloads it.
 
     Returns:
       float32 [n,512].
 
     Raises:
-      DPMixError: weights that cannot be had, or a text longer than 77 tokens.
+      DPMixError: the weights are unavailable, or a text is longer than 77 tokens.
     """
     tower = CLIPTextEncoder(**_TEXT_TOWER)
     tower.build((None, tower.context_length))
@@ -57,7 +57,7 @@ def embed_texts(
     tokens = np.array([code + [0] * (longest - len(code)) for code in encoded])
     x = tower.token_embedding(tokens)
     x += tower.positional_embedding(np.arange(longest))
-    # No token sees later ones. (The tower's own call adds 1 to their scores instead.)
+    # No token sees later ones. (The tower's own call only adds 1 to their scores.)
     later = np.triu(np.full((longest, longest), -1e9, np.float32), k=1)
     x = tower.ln_final(tower.encoder(x, causal_attention_mask=later))
     ends = np.array([len(code) - 1 for code in encoded])

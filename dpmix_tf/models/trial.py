@@ -11,19 +11,19 @@ import numpy as np
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models.forward import operations, watched
 
-# In float32 the softmax of logits that lie a hundred apart is exactly 0 and 1: at such
-# a loss on noise, gradients no longer say how far off an output is.
+# In float32, the softmax of logits that are a hundred apart is exactly 0 and 1: at such
+# a loss on noise, gradients no longer tell how far off an output is.
 _LARGEST_LOSS = 100.0
-# Images span 1 on their way in. Of eight bits of that, 0.02 leaves the weights five
-# grey levels; dividing by 255 once more leaves 0.004.
+# Input images span a range of 1. Of their eight bits, a range of 0.02 leaves the
+# weights five grey levels; dividing by 255 a second time leaves 0.004.
 _LEAST_CONTRAST = 0.02
 
 
 def public_images(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Makes two batches of two images of noise, float32 [2,H,W,C] in [0, 1].
 
-    The first image is dark but for a corner and the same in both batches; the second
-    one is light but for that corner, and its negative in the other batch.
+    The first image is dark except for a corner, and the same in both batches. The
+    second is light except for that corner, and the second batch holds its negative.
     """
     noise = np.random.RandomState(0).uniform(size=(2, *shape))
     corner = np.zeros(shape)
@@ -38,16 +38,17 @@ def check_logits(
     forward: Callable[[Any], Any],
     features: tuple[Any, Any],
 ) -> None:
-    """Looks at a network's outputs, at its own weights and at others.
+    """Checks a network's outputs, with its own weights and with perturbed ones.
 
     Args:
-      network: images -> logits; its trainable weights are moved, and put back.
+      network: images -> logits; its trainable weights are perturbed, then restored.
       forward: features -> logits, as in training.
-      features: of both batches of `public_images`.
+      features: the features of both batches of `public_images`.
 
     Raises:
-      DPMixError: outputs that are not finite, far from any loss that trains, the same
-        for every image, probabilities, or changed by another image of the batch.
+      DPMixError: the outputs are not finite, have too large a loss to train, are the
+        same for every image, are probabilities, or change with another image of the
+        batch.
     """
 
     def logits(batch):
@@ -58,7 +59,7 @@ def check_logits(
     if not np.all(np.isfinite(start)):
         raise DPMixError(
             f"The logits of {name} for images of noise in [0, 1] are not finite"
-            f"{_first_not_finite(network)}. Nothing could be learnt from them: mend "
+            f"{_first_not_finite(network)}. Nothing could be learned from them: fix "
             "that layer, or its initial weights."
         )
     # The mean cross-entropy over all labels.
@@ -71,8 +72,8 @@ def check_logits(
             f"log(classes) = {np.log(start.shape[1]):.3g}. Scale down its last layer's "
             "initial weights, or what multiplies the images."
         )
-    # A head that starts at zero would hide what comes before it, and only outputs that
-    # are squashed stay small whatever the weights are.
+    # A head that starts at zero would hide what precedes it, and only squashed outputs
+    # stay small whatever the weights are.
     small, changed = _moved(network, logits, features, (0.1, 0.01, 0.0), seed=1)
     large = [
         *_moved(network, logits, features[:1], (10.0, 1.0, 0.1), seed=2),
@@ -88,7 +89,7 @@ def check_logits(
     if all(np.allclose(first, second, rtol=1e-6) for first, second in (small, *large)):
         raise DPMixError(
             f"{name} emits the same logits for different images, whatever its weights: "
-            "some layer loses the image. Look at each layer's output in turn."
+            "some layer discards the image. Check each layer's output in turn."
         )
 
 
@@ -100,22 +101,22 @@ def _check_not_squashed(name: str, outputs: np.ndarray) -> None:
     outputs = outputs[np.isfinite(outputs).all(axis=1)]
     if not outputs.any():
         return
-    # bfloat16 has three digits.
+    # bfloat16 has about three digits.
     if np.all(outputs > -1e-2) and np.allclose(outputs.sum(axis=1), 1, atol=2e-2):
         raise DPMixError(
-            f"The outputs of {name} are probabilities that sum to 1, as of a softmax. "
+            f"The outputs of {name} are probabilities that sum to 1, as from softmax. "
             + instead
         )
     if np.all(np.abs(outputs) <= 1.01):
         raise DPMixError(
             f"The outputs of {name} stay between {outputs.min():.0f} and "
-            f"{outputs.max():.0f} whatever its weights, as of a sigmoid or tanh. "
+            f"{outputs.max():.0f} whatever its weights, as from sigmoid or tanh. "
             + instead
         )
 
 
 def _moved(network, logits, features, scales, *, seed) -> list[np.ndarray]:
-    """Logits of each batch at moved weights: by the first scale that leaves finite."""
+    """Logits of each batch with perturbed weights, at the first finite scale."""
     outputs: list[np.ndarray] = []
     for scale in scales:
         with _perturbed(network.trainable_variables, scale, seed):
@@ -127,13 +128,13 @@ def _moved(network, logits, features, scales, *, seed) -> list[np.ndarray]:
 
 @contextlib.contextmanager
 def _perturbed(variables: list[Any], scale: float, seed: int) -> Iterator[None]:
-    """Adds normal noise to variables, and puts their values back."""
+    """Adds normal noise to variables, and restores their values."""
     noise = scale * _unit_noise()
     starts = np.random.RandomState(seed).randint(len(noise), size=len(variables))
     before = [np.asarray(variable) for variable in variables]
     try:
         for variable, value, start in zip(variables, before, starts, strict=True):
-            # Of large variables the noise repeats, with a period of no layer's size.
+            # In large variables the noise repeats; its period is not any layer's size.
             own = np.resize(noise[start : start + value.size], value.shape)
             variable.assign(value + own)
         yield
@@ -148,11 +149,11 @@ def _unit_noise() -> np.ndarray:
 
 
 class _Seen(BaseException):
-    """Ends a run early; no Exception, so that Keras does not rewrite it."""
+    """Ends a run early; not an Exception, so that Keras does not rewrite it."""
 
 
 def _run(network: keras.Model, around: Callable[..., Any]) -> None:
-    """Runs the first batch through, layer by layer, until `around` has seen enough."""
+    """Runs the first batch layer by layer, until `around` has seen enough."""
     images, _ = public_images(network.input_shape[1:])
     leaves = [
         operation
@@ -165,7 +166,7 @@ def _run(network: keras.Model, around: Callable[..., Any]) -> None:
 
 
 def _first_not_finite(network: keras.Model) -> str:
-    """Words on the first layer whose output is not finite; none where none is."""
+    """Names the first layer whose output is not finite, for a message; "" if none."""
     found = []
 
     def around(operation, call, *arguments, **settings):
@@ -180,10 +181,10 @@ def _first_not_finite(network: keras.Model) -> str:
 
 
 def check_contrast(network: keras.Model) -> None:
-    """Looks at what is left of images where they reach the first weights.
+    """Checks how much contrast images have left when they reach the first weights.
 
     Raises:
-      DPMixError: next to nothing; most often they are divided by 255 once more.
+      DPMixError: almost none; usually because they are divided by 255 a second time.
     """
     culprits: list[Any] = []
     left: list[float] = []
@@ -203,7 +204,7 @@ def check_contrast(network: keras.Model) -> None:
         raise DPMixError(
             f"{describe(culprits[-1])} leaves images a range of only {left[0]:.2g}. "
             "Images reach the network as float32 in [0, 1] already: dpmix_tf divides "
-            "uint8 ones by 255, and float ones are yours to scale. Remove it."
+            "uint8 images by 255, and float images are yours to scale. Remove it."
         )
 
 
@@ -221,5 +222,5 @@ def _floats(values: Any) -> Iterator[np.ndarray]:
 
 
 def describe(layer: Any) -> str:
-    """Names a layer, or an operation of a graph, for a message."""
+    """Names a layer, or an operation in a graph, for a message."""
     return f"Layer {layer.name!r} ({type(layer).__name__})"

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models.data_format import require_channels_last
@@ -29,20 +30,20 @@ _INSTEAD = {
 def validate_network(network: keras.Model) -> None:
     """Checks that a network is allowed under differential privacy, and can learn.
 
-    Five ways out of an example's own clipped gradient are closed: layers known to mix
-    examples; layers adapted to data; state that the forward pass writes (moving
-    averages of activations are not noised), in whatever variable; outputs of one
-    example that change with another; and random layers such as Dropout, whose draws
-    follow a seed that is not secret and a count of the private batches' examples. The
-    last three are read off the traced computation, or tried on images of noise, rather
-    than read off the layers' names.
+    Five ways for an example to reach beyond its own clipped gradient are ruled out:
+    layers known to mix examples; layers adapted to data; state that the forward pass
+    writes (moving averages of activations are not noised), in whatever variable;
+    outputs for one example that change with another; and random layers such as Dropout,
+    whose draws follow a seed that is not secret and a count of the private batches'
+    examples. The last three are detected in the traced computation, or by trying images
+    of noise, rather than by the layers' names.
 
-    What no trainable weight comes before runs in inference mode and may have any of
-    them: a frozen BatchNormalization only applies constants. Adapted layers are part of
-    what a network with `public_weights` takes as public.
+    Layers that no trainable weight precedes run in inference mode and may do any of
+    these: a frozen BatchNormalization only applies constants. Adapted layers are part
+    of what a network with `public_weights` declares public.
 
-    What could not learn is refused too, before it spends anything: outputs that are no
-    logits, no longer tell images apart, or are not finite.
+    A network that could not learn is refused too, before it spends any budget: its
+    outputs are not logits, do not distinguish images, or are not finite.
 
     Args:
       network: a built Keras model, images -> logits [n,classes].
@@ -60,14 +61,14 @@ def validate_network(network: keras.Model) -> None:
         arguments = _adapted(layer)
         if arguments and not getattr(network, "public_weights", False):
             raise DPMixError(
-                f"{describe(layer)} was adapted to data: statistics of it are in the "
+                f"{describe(layer)} was adapted to data: its statistics are in the "
                 "network without clipping or noise. Adapt on public images and pass "
-                "what that found to the constructor: "
+                "the result to the constructor: "
                 f"keras.layers.{type(layer).__name__}({arguments})."
             )
     if not network.trainable_variables:
         raise DPMixError(f"{network.name!r} has no trainable variables: nothing to do.")
-    # A model asks when it is made and again when it is compiled.
+    # A model validates when it is created and again when it is compiled.
     form = tuple((id(part), part.trainable) for part in _parts(network))
     if _TRIED.get(network) != form:
         _try(network)
@@ -85,29 +86,31 @@ def _parts(network: keras.Model) -> list[Any]:
 
 
 def _try(network: keras.Model) -> None:
-    """Traces the network, looks at what it does, and runs it on noise."""
+    """Traces the network, checks what it does, and runs it on noise."""
     images = public_images(network.input_shape[1:])
     front, rest = split_frozen_front(network)
     features: Any = images
     if front is not None:
         _refuse_idle_random_layers(front)
-        encode, effects = traced(front, images[0].shape, training=False)
+        _, effects = traced(front, images[0].shape, training=False)
         _refuse(network, effects)
-        features = tuple(encode(batch) for batch in images)
-    forward, effects = traced(rest, features[0].shape, training=True)
+        # Twice is too seldom for a traced function to pay.
+        features = tuple(front(batch, training=False) for batch in images)
+    dtype = tf.as_dtype(features[0].dtype)
+    forward, effects = traced(rest, features[0].shape, training=True, dtype=dtype)
     _refuse(network, effects)
     if network.losses:
         raise DPMixError(
             f"{network.name!r} has layers with regularisers: dpmix_tf trains on the "
-            "mean loss of an example's views alone and would drop them silently. Use "
-            "the optimizer's weight_decay instead."
+            "mean loss of an example's views alone and would ignore them silently. "
+            "Use the optimizer's weight_decay instead."
         )
     check_contrast(network)
     check_logits(network, forward, features)
 
 
 def _check_form(network: keras.Model) -> None:
-    """One tensor of images in, one of logits out, of known shapes."""
+    """Requires one tensor of images in and one of logits out, of known shapes."""
     name = repr(network.name)
     if isinstance(network, keras.Sequential) and not network.built:
         raise DPMixError(
@@ -118,7 +121,7 @@ def _check_form(network: keras.Model) -> None:
     ):
         raise DPMixError(
             f"{name} ({type(network).__name__}) is a subclass of keras.Model, which "
-            "does not say what it computes. Make a functional model of it: inputs = "
+            "cannot be inspected. Make a functional model of it: inputs = "
             "keras.Input((H, W, C)); network = keras.Model(inputs, model(inputs))."
         )
     if len(network.inputs) != 1 or len(network.outputs) != 1:
@@ -142,19 +145,19 @@ def _check_form(network: keras.Model) -> None:
     if network.inputs[0].dtype not in ("float32", "bfloat16"):
         raise DPMixError(
             f"The input of {name} is {network.inputs[0].dtype}; images reach it as "
-            "float32 in [0, 1], dpmix_tf divides uint8 ones by 255. Use "
+            "float32 in [0, 1], since dpmix_tf divides uint8 images by 255. Use "
             "keras.Input((H, W, C)), and no layer that divides again."
         )
     shape = tuple(network.outputs[0].shape)
     if len(shape) != 2 or (shape[1] or 0) < 2:
         raise DPMixError(
-            "The network must emit logits of shape (None, classes), two classes or "
-            f"more; received: {shape}."
+            "The network must emit logits of shape (None, classes), with two or more "
+            f"classes; received: {shape}."
         )
 
 
 def _check_layer(layer: Any) -> None:
-    """What a layer says of itself."""
+    """Refuses a layer by its type and attributes."""
     kind = type(layer).__name__
     frozen = kind == "BatchNormalization" and not layer.trainable
     if kind in _INSTEAD and not frozen:
@@ -171,18 +174,18 @@ def _check_layer(layer: Any) -> None:
 
 
 def _check_dtype(layer: Any) -> None:
-    """float16 would need loss scaling, which private gradients do not survive."""
+    """Refuses float16: its loss scaling is incompatible with private gradients."""
     trained = {str(v.dtype) for v in layer.trainable_variables} - {"float32"}
     if layer.compute_dtype == "float16" or trained:
         raise DPMixError(
-            f"{describe(layer)} computes in {layer.compute_dtype} on weights in "
+            f"{describe(layer)} computes in {layer.compute_dtype} with weights in "
             f"{layer.variable_dtype}; gradients are clipped and noised in float32. "
             'Build it with dtype="float32" or dtype="mixed_bfloat16".'
         )
 
 
 def _adapted(layer: Any) -> str | None:
-    """The arguments that would say what `adapt` found; None where it found nothing."""
+    """Returns the arguments that would replace `adapt`; None if it found nothing."""
     if isinstance(layer, keras.layers.Normalization):
         found = layer.built and layer.input_mean is None
         moved = found and (
@@ -192,15 +195,15 @@ def _adapted(layer: Any) -> str | None:
     if isinstance(layer, keras.layers.Discretization):
         found = layer.summary is not None and layer.bin_boundaries is not None
         return "bin_boundaries=..." if found else None
-    # Of the layers that look words or numbers up.
+    # For the layers that look up words or numbers.
     given = getattr(layer, "_has_input_vocabulary", True)
     return None if given else "vocabulary=..."
 
 
 def _refuse_idle_random_layers(front: keras.Model) -> None:
-    """Refuses what would be random, were the front not run in inference mode.
+    """Refuses layers that would be random if the front ran in training mode.
 
-    Frozen layers are not meant to be: an encoder's own Dropout stays off.
+    Frozen layers are not meant to be random: an encoder's own Dropout stays off.
     """
     trainable = [
         layer
@@ -213,15 +216,15 @@ def _refuse_idle_random_layers(front: keras.Model) -> None:
     for effect in effects:
         if effect.random and effect.layer in trainable:
             raise DPMixError(
-                f"{describe(effect.layer)} would never fire: no trained weight comes "
-                "before it, and such layers run in inference mode. Remove it, and give "
-                "the views an augmentation (augment=...) for random images; or freeze "
-                "it with trainable=False if it is meant to be off."
+                f"{describe(effect.layer)} would have no effect: no trained weight "
+                "precedes it, and such layers run in inference mode. Remove it, and "
+                "give the views an augmentation (augment=...) for random images; or "
+                "freeze it with trainable=False if it is meant to be off."
             )
 
 
 def _refuse(network: keras.Model, effects: list[SideEffect]) -> None:
-    """Refuses a forward pass that does more than compute."""
+    """Refuses a forward pass that has side effects."""
     for effect in effects:
         layer = describe(effect.layer or network)
         if effect.random:
@@ -232,11 +235,11 @@ def _refuse(network: keras.Model, effects: list[SideEffect]) -> None:
             )
         if effect.operation.endswith("PyFunc"):
             raise DPMixError(
-                f"{layer} calls Python, which may keep what it sees. Write it in "
+                f"{layer} calls Python, which may keep what it sees. Write it with "
                 "keras.ops or TensorFlow."
             )
         raise DPMixError(
-            f"{layer} writes to {effect.variable or 'something that lasts'} in its "
+            f"{layer} writes to {effect.variable or 'persistent state'} in its "
             f"forward pass ({effect.operation}): state computed from private images "
             "without noise. Remove the layer, or freeze it."
         )

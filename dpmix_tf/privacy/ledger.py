@@ -155,7 +155,7 @@ class Ledger:
         ]
 
     @classmethod
-    def from_list(cls, entries: list[dict[str, Any]], where: str) -> "Ledger":
+    def from_list(cls, entries: Any, where: str) -> "Ledger":
         """Makes the ledger that `to_list` described.
 
         Raises:

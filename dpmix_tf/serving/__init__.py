@@ -1,1 +1,1 @@
-"""The trained model out: SavedModel, privacy card, TensorFlow Serving."""
+"""Export of trained models: SavedModel, privacy card, TensorFlow Serving."""

@@ -1,4 +1,4 @@
-"""Asks a TensorFlow Serving server, over REST or gRPC, about encoded images."""
+"""Clients that classify encoded images on a TensorFlow Serving server (REST, gRPC)."""
 
 import base64
 import json
@@ -10,17 +10,17 @@ from dpmix_tf.errors import DPMixError
 
 _SIGNATURE = "serving_bytes"
 _INPUT = "image_bytes"
-_BACKOFF = 0.2  # seconds before the second try; doubled before each further one
+_BACKOFF = 0.2  # seconds before the second try, doubled before each later one
 _LONGEST_BACKOFF = 5.0
-_AWAY = (502, 503, 504)  # a proxy's, or a server's that has not loaded the model yet
+_AWAY = (502, 503, 504)  # from a proxy, or a server that is still loading the model
 
 
 class Answer(NamedTuple):
-    """Of one image.
+    """The classification of one image.
 
     Attributes:
-      classes: names, most probable first.
-      probabilities: of `classes`.
+      classes: class names, most probable first.
+      probabilities: the probability of each of `classes`.
     """
 
     classes: list[str]
@@ -34,29 +34,30 @@ class Client(Protocol):
         """Classifies one image.
 
         Args:
-          image_bytes: content of a JPEG or PNG file.
+          image_bytes: contents of a JPEG or PNG file.
 
         Raises:
-          DPMixError: the server is away or late, has no such model or signature, or
-            cannot read the image.
+          DPMixError: the server is unreachable or too slow, has no such model or
+            signature, or cannot read the image.
         """
 
 
 def connect(
     server: str, model_name: str, *, timeout: float = 10.0, retries: int = 4
 ) -> Client:
-    """Makes a client; the first request connects.
+    """Creates a client; it connects on the first request.
 
     Args:
       server: http://host:8501 or https://host (REST), or grpc://host:8500.
-      model_name: as the server's models.config has it.
-      timeout: seconds; over REST for each try, over gRPC for all of a request's.
-      retries: how often a request is repeated while the server is away (connection
-        refused or lost, 502, 503, 504, UNAVAILABLE), 0 or more, with pauses of 0.2
-        seconds, doubled each time up to 5. gRPC makes four at most.
+      model_name: the model's name in the server's models.config.
+      timeout: seconds, per try over REST, for all tries of a request over gRPC.
+      retries: how often to repeat a request while the server is unreachable
+        (connection refused or lost, 502, 503, 504, UNAVAILABLE); 0 or more. The pause
+        starts at 0.2 seconds and doubles each time, up to 5. gRPC retries at most
+        four times.
 
     Raises:
-      DPMixError: another kind of address, or a number out of range.
+      DPMixError: the address has another form, or a number is out of range.
     """
     address = urlsplit(server)
     if not address.hostname or address.scheme not in ("http", "https", "grpc"):
@@ -83,7 +84,7 @@ class _RestClient:
         from urllib3.util.retry import Retry
 
         class RetryUnlessLate(Retry):
-            """A request that the server may still be busy with is not repeated."""
+            """Does not repeat a request that the server may still be processing."""
 
             def increment(self, *arguments, error=None, **settings):
                 if isinstance(error, ReadTimeoutError):
@@ -96,15 +97,15 @@ class _RestClient:
         self._server, self._model, self._timeout = server, model_name, timeout
         self._url = f"{server.rstrip('/')}/v1/models/{model_name}:predict"
         self._errors = requests.exceptions
-        # One session for all threads: its pool of connections is locked.
+        # All threads share one session, whose connection pool is thread-safe.
         self._session = requests.Session()
         adapter = HTTPAdapter(
             pool_maxsize=64,
             max_retries=RetryUnlessLate(
                 retries,
                 status_forcelist=_AWAY,
-                respect_retry_after_header=False,  # nor 413 and 429, which it brings in
-                allowed_methods=None,  # of every kind: POST changes nothing there
+                respect_retry_after_header=False,  # it would also retry 413 and 429
+                allowed_methods=None,  # all methods: a POST changes nothing there
                 raise_on_status=False,
             ),
         )
@@ -112,7 +113,7 @@ class _RestClient:
         self._session.mount("https://", adapter)
 
     def classify(self, image_bytes: bytes) -> Answer:
-        body = {
+        body: Any = {
             "signature_name": _SIGNATURE,
             "instances": [{"b64": base64.b64encode(image_bytes).decode()}],
         }
@@ -125,16 +126,15 @@ class _RestClient:
         except self._errors.ConnectionError as error:
             raise _away(self._server, error) from error
         except self._errors.RequestException as error:
-            raise DPMixError(f"{self._url} cannot be asked: {error}.") from error
+            raise DPMixError(f"The request to {self._url} failed: {error}.") from error
         if response.status_code in _AWAY:
             raise _away(self._server, f"{response.status_code} {response.reason}")
         try:
             answer = dict(response.json())
         except (ValueError, TypeError) as error:
             raise DPMixError(
-                f"{self._url} answered {response.status_code} and no JSON. Is a "
-                "TensorFlow Serving REST port there? It is 8501 by default; gRPC's is "
-                "8500."
+                f"{self._url} answered {response.status_code} without JSON. Is this "
+                "TensorFlow Serving's REST port? REST uses 8501 by default, gRPC 8500."
             ) from error
         if response.status_code == 200:
             return _answer_from_json(answer, self._url)
@@ -150,7 +150,7 @@ def _answer_from_json(answer: Any, url: str) -> Answer:
         return Answer(list(prediction["classes"]), list(prediction["scores"]))
     except (KeyError, TypeError, ValueError) as error:
         raise DPMixError(
-            f"{url} answered in another form than models of dpmix_tf do: "
+            f"The answer of {url} does not have the form of a dpmix_tf model's: "
             f"{json.dumps(answer)[:200]}"
         ) from error
 
@@ -182,7 +182,7 @@ class _GrpcClient:
                 ("grpc.service_config", json.dumps({"methodConfig": [method]})),
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.max_send_message_length", -1),
-                ("grpc.per_rpc_retry_buffer_size", 2**30),  # else no photo is resent
+                ("grpc.per_rpc_retry_buffer_size", 2**30),  # or photos are not resent
             ],
         )
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
@@ -211,8 +211,8 @@ class _GrpcClient:
             )
         except (TypeError, ValueError, IndexError) as error:
             raise DPMixError(
-                f"{self._server} answered in another form than models of dpmix_tf do: "
-                f"outputs {sorted(outputs)}."
+                f"The answer of {self._server} does not have the form of a dpmix_tf "
+                f"model's: outputs {sorted(outputs)}."
             ) from error
         return Answer([name.decode() for name in names], [float(p) for p in scores])
 
@@ -220,21 +220,21 @@ class _GrpcClient:
 def _away(server: str, why: object) -> DPMixError:
     return DPMixError(
         f"There is no answer from {server}: {why}. Is the server up, and is this its "
-        "address? REST has port 8501 by default, gRPC 8500."
+        "address? REST uses port 8501 by default, gRPC 8500."
     )
 
 
 def _late(server: str, timeout: float) -> DPMixError:
     return DPMixError(
-        f"{server} did not answer within {timeout:g} seconds. Raise --timeout, or see "
-        "what the server is busy with."
+        f"{server} did not answer within {timeout:g} seconds. Raise --timeout, or "
+        "check what is keeping the server busy."
     )
 
 
 def _no_model(server: str, model: str, message: str) -> DPMixError:
     return DPMixError(
-        f"{server} serves no model {model!r}: {message}. Name one of its models.config "
-        "with --model_name."
+        f"{server} serves no model {model!r}: {message}. Set --model_name to a model "
+        "in its models.config."
     )
 
 

@@ -1,4 +1,4 @@
-"""From a run's checkpoint to a model that others can use, with its privacy card."""
+"""Exports a run's checkpoint as a model that others can use, with its privacy card."""
 
 import contextlib
 import shutil
@@ -31,8 +31,8 @@ from dpmix_tf.serving.warmup import FILE, read_warmup, write_warmup
 from dpmix_tf.training import restore_network
 from dpmix_tf.training.workdir import final_event, read_json, recorded_ledger
 
-_TOLERANCE = 1e-5  # between probabilities that ought to be equal
-_TRIED = 8  # images on which a model is tried before it is let out
+_TOLERANCE = 1e-5  # between probabilities that should be equal
+_TRIED = 8  # images on which a model is tested before it is released
 
 
 def export_saved_model(
@@ -45,26 +45,26 @@ def export_saved_model(
 ) -> Path:
     """Exports a run's newest checkpoint as a SavedModel for TensorFlow Serving.
 
-    See serving.signatures for what it answers. Beside the model, `assets.extra/` holds
+    See serving.signatures for its inputs and outputs. Its `assets.extra/` folder holds
     the privacy card and warm-up requests. The model is read back from disk and compared
-    with the one in memory before it gets its name; a server that polls the folder never
-    sees a part of it.
+    with the one in memory before it gets its final name, so a server that polls the
+    folder never sees a partial model.
 
     Args:
-      workdir: of a training run, finished or not.
-      output: the folder of versions, models/digits: the next free one is taken; or
-        a version that is free, models/digits/3.
+      workdir: the folder of a training run, finished or not.
+      output: either the folder of all versions, such as models/digits, in which the
+        next free version is created; or a free version, such as models/digits/3.
       weights: "ema" or "raw", see training.restore_network.
-      data_name: how the privacy card is to call the training data.
-      research: export a run with a chosen seed too; its card says that there is no
-        guarantee.
+      data_name: the name of the training data on the privacy card.
+      research: also export a run whose seed the user chose; its card then says that
+        there is no guarantee.
 
     Returns:
       The folder of the version.
 
     Raises:
-      DPMixError: no run; its seed was chosen; the version is taken; the disk is full;
-        or the exported model answers differently from the one in memory.
+      DPMixError: there is no run, its seed was chosen, the version exists already, the
+        disk is full, or the exported model answers differently from the one in memory.
     """
     output = local_path(output, "The output")
     network, metadata, card = _restore(workdir, weights, data_name, research)
@@ -75,7 +75,7 @@ def export_saved_model(
         version = int(output.name) if folder != output else max(taken, default=0) + 1
         if version in taken:
             raise DPMixError(
-                f"{folder / str(version)} is there already, and servers may be using "
+                f"{folder / str(version)} already exists, and servers may be using "
                 f"it. Export to {folder}: the next version is {max(taken) + 1}."
             )
         final = folder / str(version)
@@ -94,23 +94,24 @@ def export_file(
     data_name: str | None = None,
     research: bool = False,
 ) -> Path:
-    """Exports a run's newest checkpoint as one file, its privacy card beside it.
+    """Exports a run's newest checkpoint as one file, with its privacy card beside it.
 
     Args:
-      workdir: of a training run.
-      output: NAME.keras: the network, float images in [0, 1] -> logits; or NAME.tflite:
-        LiteRT, uint8 images [n,H,W,C] -> probabilities. A file there is replaced.
+      workdir: the folder of a training run.
+      output: NAME.keras for the network, float images in [0, 1] -> logits; or
+        NAME.tflite for LiteRT, uint8 images [n,H,W,C] -> probabilities. An existing
+        file is replaced.
       weights: "ema" or "raw".
-      data_name: how the privacy card is to call the training data.
-      research: export a run with a chosen seed too; its card says that there is no
-        guarantee.
+      data_name: the name of the training data on the privacy card.
+      research: also export a run whose seed the user chose; its card then says that
+        there is no guarantee.
 
     Returns:
       `output`.
 
     Raises:
-      DPMixError: no run, its seed was chosen, another suffix, the disk is full, or the
-        file answers differently from the model in memory.
+      DPMixError: there is no run, its seed was chosen, `output` has another suffix, the
+        disk is full, or the file answers differently from the model in memory.
     """
     output = local_path(output, "The output")
     if output.suffix not in _WRITERS:
@@ -128,7 +129,7 @@ def export_file(
         write(network, temporary)
         images = _random_images(metadata["image_shape"])
         _compare(load(temporary)(images), network, images, output)
-        # A file is never seen with another's card; rather with none.
+        # A file is never seen with another file's card, only with none for a moment.
         output.unlink(missing_ok=True)
         write_card(card, output.parent, f"{output.name}.")
         data = temporary.read_bytes()
@@ -137,10 +138,10 @@ def export_file(
 
 
 def _restore(workdir, weights: str, data_name: str | None, research: bool):
-    """The network, the checkpoint's metadata and the privacy card.
+    """Returns the network, the checkpoint's metadata and the privacy card.
 
     Raises:
-      DPMixError: no run; or a chosen seed, and it is not for research.
+      DPMixError: there is no run, or its seed was chosen and `research` is not set.
     """
     workdir = local_path(workdir, "The workdir")
     network, metadata = restore_network(workdir, weights=weights)
@@ -158,7 +159,7 @@ def _restore(workdir, weights: str, data_name: str | None, research: bool):
     if card["privacy"]["seed_chosen_by_user"] and not research:
         raise DPMixError(
             f"{workdir} was trained with a chosen seed. {card['warning']} To export "
-            "this run for research all the same, say --research (research=True): its "
+            "this run for research anyway, say --research (research=True): its "
             "privacy card will begin with this warning."
         )
     return network, metadata, card
@@ -193,7 +194,7 @@ def _write_saved_model(
 
 
 def _random_images(image_shape) -> np.ndarray:
-    """uint8 [_TRIED,H,W,C], nobody's."""
+    """Returns uint8 [_TRIED,H,W,C] that belong to nobody."""
     random = np.random.default_rng(0)
     return random.integers(0, 256, (_TRIED, *image_shape), dtype=np.uint8)
 
@@ -203,8 +204,8 @@ def _compare(probabilities, network: keras.Model, images, where: Path) -> None:
     apart = float(np.abs(np.asarray(probabilities) - expected).max())
     if not apart <= _TOLERANCE:
         raise DPMixError(
-            f"{where} answers differently from the trained model: probabilities are up "
-            f"to {apart:.2g} apart. Nothing was exported."
+            f"{where} answers differently from the trained model: probabilities differ "
+            f"by up to {apart:.2g}. Nothing was exported."
         )
 
 
@@ -212,10 +213,10 @@ def _check_names(answer, class_names, where: Path) -> None:
     best = np.argmax(answer["probabilities"], axis=1)
     names = [name.decode() for name in answer["classes"].numpy()[:, 0]]
     if names != [class_names[index] for index in best]:
-        raise DPMixError(f"{where} names its classes wrongly. Nothing was exported.")
+        raise DPMixError(f"{where} returns wrong class names. Nothing was exported.")
 
 
-# What every network can be exported as.
+# Every network can be exported in this way.
 _ELSE = "Export it as a SavedModel: --output=FOLDER."
 
 
@@ -251,7 +252,7 @@ def _save_litert(network: keras.Model, path: Path) -> None:
 
 def _load_litert(path: Path) -> Callable:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # says that it moves to another package
+        warnings.simplefilter("ignore")  # a notice that it moves to another package
         interpreter = tf.lite.Interpreter(model_path=str(path))
 
     def answer(images):
@@ -264,7 +265,7 @@ def _load_litert(path: Path) -> Callable:
 
 @contextlib.contextmanager
 def _litert_reported() -> Iterator[None]:
-    """LiteRT lacks some of TensorFlow's operations, and says so in its own ways."""
+    """Turns LiteRT's errors, such as those about missing operations, into ours."""
     try:
         yield
     except Exception as error:  # whatever the converter and the interpreter raise
@@ -281,7 +282,7 @@ _WRITERS: dict[str, tuple[Callable, Callable]] = {
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Makes the folder, waits for other exports to it, clears what killed ones left."""
+    """Makes and locks the folder, and removes what killed exports left in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -294,7 +295,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _tensorflow_reported(path: Path) -> Iterator[None]:
-    """TensorFlow writes files by itself and has errors of its own."""
+    """Turns the errors that TensorFlow raises when it writes files into ours."""
     try:
         yield
     except tf.errors.OpError as error:

@@ -1,7 +1,7 @@
-"""The EXIF orientation of an encoded image, found and undone inside a graph.
+"""Finds the EXIF orientation of an encoded image and undoes it, inside a graph.
 
-Only TensorFlow's own operations, as in serving.signatures; images.exif_orientation is
-the same rule in Python.
+It uses only TensorFlow's own operations, like serving.signatures;
+images.exif_orientation is the same rule in Python.
 """
 
 import tensorflow as tf
@@ -9,8 +9,8 @@ import tensorflow as tf
 from dpmix_tf.images import ORIENTATION_TAG
 
 _EXIF = b"Exif\0\0"
-_PADDING = b"\0" * 32  # read beyond the end, zeros are found
-_ENTRY = 12  # bytes of a directory's entry
+_PADDING = b"\0" * 32  # so that reads beyond the end find zeros
+_ENTRY = 12  # bytes per directory entry
 
 
 def of_file(data: tf.Tensor, is_png: tf.Tensor) -> tf.Tensor:
@@ -21,7 +21,7 @@ def of_file(data: tf.Tensor, is_png: tf.Tensor) -> tf.Tensor:
       is_png: scalar bool.
 
     Returns:
-      int64 scalar, 1 to 8; 1, which is upright, where the file does not say.
+      int64 scalar, 1 to 8; 1 (upright) where the file does not say.
     """
     file = _Bytes(data)
     at = tf.cond(is_png, lambda: _exif_in_png(file), lambda: _exif_in_jpeg(file))
@@ -37,7 +37,7 @@ def of_file(data: tf.Tensor, is_png: tf.Tensor) -> tf.Tensor:
         low, high = entries[:, column], entries[:, column + 1]
         return tf.where(little, low + 256 * high, 256 * low + high)
 
-    # The first entry of the tag counts; 1 stands in where there is none.
+    # The tag's first entry counts; 1 is the default where there is none.
     values = tf.boolean_mask(short(8), short(0) == ORIENTATION_TAG)
     value = tf.concat([values, [1]], 0)[0]
     known = (little | (file.part(at, 2) == b"MM")) & (value >= 1) & (value <= 8)
@@ -59,7 +59,7 @@ def upright(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 
 
 class _Bytes:
-    """Numbers and parts of a string, of which any place can be asked for."""
+    """Reads numbers and parts of a string at any position."""
 
     def __init__(self, data: tf.Tensor):
         self.length = tf.cast(tf.strings.length(data), tf.int64)
@@ -77,7 +77,7 @@ class _Bytes:
 
 
 def _exif_in_jpeg(file: _Bytes) -> tf.Tensor:
-    """Walks from segment to segment; the end of the file where none has EXIF data."""
+    """Finds the EXIF segment; returns the end of the file where there is none."""
 
     def has_exif(at):
         return (file.part(at, 2) == b"\xff\xe1") & (file.part(at + 4, 6) == _EXIF)
@@ -96,7 +96,7 @@ def _exif_in_jpeg(file: _Bytes) -> tf.Tensor:
 
 
 def _exif_in_png(file: _Bytes) -> tf.Tensor:
-    """Walks from chunk to chunk; the end of the file where none has EXIF data."""
+    """Finds the EXIF chunk; returns the end of the file where there is none."""
 
     def goes_on(at):
         return (at < file.length) & (file.part(at + 4, 4) != b"eXIf")

@@ -1,4 +1,4 @@
-"""One page that says what privacy a trained model carries, for people and machines."""
+"""A one-page statement of a trained model's privacy, for people and machines."""
 
 import functools
 import json
@@ -42,16 +42,16 @@ def make_card(
     final: dict[str, Any] | None,
     data_name: str | None = None,
 ) -> dict[str, Any]:
-    """Gathers what is to be published about a run; none of it is secret.
+    """Gathers what is published about a run; none of it is secret.
 
     Args:
-      metadata: of the checkpoint, from training.restore.restore_network.
+      metadata: the checkpoint's metadata, from training.restore.restore_network.
       config: the run's config.json.
-      ledger: what was spent, the checkpoint's and what is on record together.
+      ledger: what was spent, in the checkpoint and in the run's records together.
       weights: "ema" or "raw".
-      parameters: of the network.
+      parameters: the number of the network's parameters.
       final: the last event of a finished run's metrics.jsonl, else None.
-      data_name: how to call the training data; default as the config does.
+      data_name: the name of the training data; default: the config's.
 
     Returns:
       A card that follows privacy_card.schema.json.
@@ -108,7 +108,7 @@ def make_card(
 
 
 def _without_paths(network: dict[str, Any]) -> dict[str, Any]:
-    """A network's arguments; where a user's files lie is nobody else's business."""
+    """Returns a network's arguments without the paths of the user's files."""
     network = dict(network)
     if network["name"] == "pretrained":
         for name in ("weights", "text_embeddings"):
@@ -126,22 +126,23 @@ def schema() -> dict[str, Any]:
 
 
 def check_card(card: Any, where: str | Path) -> dict[str, Any]:
-    """Returns the card.
+    """Returns the card if it follows the schema.
 
     Raises:
-      DPMixError: it does not follow the schema; `where` is where it was found.
+      DPMixError: it does not; the message names `where` it was found.
     """
     try:
         jsonschema.validate(card, schema())
     except jsonschema.ValidationError as error:
         raise DPMixError(
-            f"{where} is no privacy card: at {error.json_path}: {error.message[:200]}."
+            f"{where} is not a valid privacy card: at {error.json_path}: "
+            f"{error.message[:200]}."
         ) from error
     return card
 
 
 def write_card(card: dict[str, Any], folder: Path, prefix: str = "") -> None:
-    """Writes the card twice: for machines (JSON) and for people (Markdown)."""
+    """Writes the card as JSON, for machines, and as Markdown, for people."""
     check_card(card, "The privacy card")
     write_text_atomic(folder / f"{prefix}{JSON_FILE}", json.dumps(card, indent=2))
     write_text_atomic(folder / f"{prefix}{MARKDOWN_FILE}", to_markdown(card))
@@ -152,10 +153,10 @@ def read_card(path: str | Path) -> dict[str, Any]:
 
     Args:
       path: its JSON file, an exported version (models/digits/1), or the folder of
-        versions (models/digits), of which the newest counts.
+        versions (models/digits), of which the newest is read.
 
     Raises:
-      DPMixError: there is none, or it is damaged.
+      DPMixError: there is no card, or it is damaged.
     """
     path = local_path(path, "The path of the card")
     if path.is_dir():
@@ -173,7 +174,7 @@ def read_card(path: str | Path) -> dict[str, Any]:
 
 
 def exported_versions(folder: Path) -> list[int]:
-    """The versions in a folder that TensorFlow Serving would see, in order."""
+    """Lists the versions in a folder that TensorFlow Serving would see, in order."""
     return sorted(
         int(entry.name)
         for entry in folder.iterdir()
@@ -187,7 +188,7 @@ def to_markdown(card: dict[str, Any]) -> str:
     epsilon = privacy["epsilon"]
     shown = "none: no guarantee" if epsilon is None else round_up(epsilon)
     accuracy = card["test_accuracy"]
-    # Older cards know only whether the user chose the seed.
+    # Older cards record only whether the user chose the seed.
     chosen = CHOSEN if privacy["seed_chosen_by_user"] else SYSTEM
     origin = privacy.get("seed_origin", chosen)
     warning = card.get("warning")
@@ -230,7 +231,7 @@ def to_markdown(card: dict[str, Any]) -> str:
 
 
 def _trained_before(card: dict[str, Any]) -> str:
-    """What was spent on the network under other plans than the last one."""
+    """Describes what was spent on the network under plans before the last one."""
     privacy = card["privacy"]
     earlier = [
         f"{entry['updates']:,} updates at noise multiplier "

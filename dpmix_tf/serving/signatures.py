@@ -1,6 +1,6 @@
-"""What a served model answers: images or encoded files in, names and scores out.
+"""Signatures of a served model: images or encoded files in, names and scores out.
 
-The graphs need nothing but TensorFlow's own operations, as a server without Python has.
+The graphs use only TensorFlow's own operations, because a server has no Python.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,23 +26,23 @@ def add_signatures(
 
     `serving_default` takes `images`, uint8 [n,H,W,C]; `serving_float` takes `images`,
     float32 [n,H,W,C] in [0, 1]; `serving_bytes` takes `image_bytes`, string [n], each a
-    JPEG or PNG file of any size. All give
+    JPEG or PNG file of any size. All return
 
-      probabilities: float32 [n,classes], in the order of the classes' file;
+      probabilities: float32 [n,classes], in the order of class_names.txt;
       classes: string [n,classes], most probable first;
       scores: float32 [n,classes], the probabilities of `classes`.
 
-    The last two are named and shaped as TensorFlow Serving's Classify results are.
+    The last two have the names and shapes of TensorFlow Serving's Classify results.
 
     Args:
-      archive: gets the signatures and, as an asset, class_names.txt.
+      archive: receives the signatures and, as an asset, class_names.txt.
       network: float images [n,H,W,C] in [0, 1] -> logits [n,classes].
-      class_names: by label.
+      class_names: names in the order of the labels.
       image_shape: (H, W, C).
     """
-    # In memory: a SavedModel keeps the path that an asset came from.
+    # In memory, because a SavedModel records the path that an asset came from.
     names_file = "ram://dpmix_tf/class_names.txt"
-    if tf.io.gfile.exists(names_file):  # of an earlier export; "w" would append to it
+    if tf.io.gfile.exists(names_file):  # from an earlier export; "w" would append
         tf.io.gfile.remove(names_file)
     with tf.io.gfile.GFile(names_file, "w") as file:
         file.write("".join(f"{name}\n" for name in class_names))
@@ -92,24 +92,24 @@ def add_signatures(
 
 
 def probabilities_of(network: keras.Model, images: tf.Tensor) -> tf.Tensor:
-    """uint8 or float images [n,H,W,C] -> float32 [n,classes]."""
+    """Computes float32 [n,classes] from uint8 or float images [n,H,W,C]."""
     return tf.nn.softmax(tf.cast(network(as_float(images), training=False), tf.float32))
 
 
 def decode(image_bytes: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:
-    """Decodes, turns upright and resizes in a graph, as images.read_image in Python.
+    """Decodes, rotates upright and resizes images in a graph, like images.read_image.
 
     Args:
       image_bytes: string [n], JPEG or PNG files.
       image_shape: (H, W, C), C of 1 or 3.
 
     Returns:
-      uint8 [n,H,W,C]. Of images of another size, pixels may differ from read_image's
-      by one or two: Pillow resizes in integers.
+      uint8 [n,H,W,C]. Where an image is resized, pixels may differ from read_image's
+      by one or two, because Pillow resizes in integers.
 
     Raises:
-      tf.errors.InvalidArgumentError: one of them is broken, of another format, of
-        more than images.MOST_PIXELS pixels, or of 12 bits in 16.
+      tf.errors.InvalidArgumentError: a file is broken or has another format, more than
+        images.MOST_PIXELS pixels, or 12 bits stored in 16.
     """
     return tf.map_fn(
         lambda data: _decode_one(data, image_shape),
@@ -120,7 +120,7 @@ def decode(image_bytes: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tens
 
 def _decode_one(data: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:
     height, width, channels = image_shape
-    padded = data + b"\0" * 32  # of which substrings can be taken
+    padded = data + b"\0" * 32  # long enough for the substrings below
     is_png = tf.strings.substr(padded, 0, len(_PNG)) == _PNG
     is_jpeg = tf.strings.substr(padded, 0, len(_JPEG)) == _JPEG
     known = tf.debugging.Assert(
@@ -134,7 +134,7 @@ def _decode_one(data: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor
         )
     small = tf.debugging.Assert(
         tf.reduce_prod(size) <= MOST_PIXELS,
-        [f"Unsuitable image: over {MOST_PIXELS:,} pixels. Shrink it", size],
+        [f"Unsuitable image: more than {MOST_PIXELS:,} pixels. Shrink it", size],
     )
     with tf.control_dependencies([small]):
         pixels = tf.cond(
@@ -142,13 +142,13 @@ def _decode_one(data: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor
             lambda: _decode_png(data, deep=tf.strings.substr(padded, 24, 1) == b"\x10"),
             lambda: tf.cast(
                 tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
-                tf.uint16,
+                tf.int32,
             ),
         )
     pixels = orientation.upright(pixels, orientation.of_file(data, is_png))
     if channels == 1:  # ITU-R 601 luma with Pillow's rounding
         weights = tf.constant([19595, 38470, 7471], tf.int32)
-        total = tf.reduce_sum(tf.cast(pixels, tf.int32) * weights, -1, keepdims=True)
+        total = tf.reduce_sum(pixels * weights, -1, keepdims=True)
         pixels = (total + 2**15) // 2**16
     resized = tf.image.resize(
         tf.cast(pixels, tf.float32),
@@ -160,19 +160,19 @@ def _decode_one(data: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor
 
 
 def _decode_png(data: tf.Tensor, deep: tf.Tensor) -> tf.Tensor:
-    """uint16 [h,w,3] in [0, 255]: of sixteen bits the higher eight, eight as they are.
+    """Decodes to int32 [h,w,3] in [0, 255]; of 16 bits it keeps the higher 8.
 
     Args:
       data: scalar string.
-      deep: scalar bool, whether it has sixteen bits.
+      deep: scalar bool, whether the file has 16 bits per channel.
     """
-    pixels = tf.io.decode_png(data, channels=3, dtype=tf.uint16)
-    brightest = tf.reduce_max(tf.cast(pixels, tf.int32))
+    pixels = tf.cast(tf.io.decode_png(data, channels=3, dtype=tf.uint16), tf.int32)
+    brightest = tf.reduce_max(pixels)
     stretched = tf.debugging.Assert(
         ~deep | (brightest > TWELVE_BITS),
         [
-            "Unsuitable image: 16 bits of which 12 are used. Stretch it to 16 bits, or "
-            "convert it to 8"
+            "Unsuitable image: it uses only 12 of its 16 bits. Stretch it to 16 bits, "
+            "or convert it to 8"
         ],
     )
     with tf.control_dependencies([stretched]):
@@ -180,7 +180,7 @@ def _decode_png(data: tf.Tensor, deep: tf.Tensor) -> tf.Tensor:
 
 
 def _png_size(data: tf.Tensor) -> tf.Tensor:
-    """(height, width) as the header of a PNG file has it: int64 [2]."""
+    """Reads (height, width) from the header of a PNG file: int64 [2]."""
     numbers = tf.io.decode_raw(
         tf.strings.substr(data, 16, 8), tf.int32, little_endian=False
     )

@@ -1,4 +1,4 @@
-"""Requests that TensorFlow Serving makes of a model before it lets users in."""
+"""Warm-up requests, which TensorFlow Serving sends to a model before users can."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ def write_warmup(
     Args:
       path: assets.extra/tf_serving_warmup_requests of a SavedModel.
       requests: signature -> input -> array [n,...].
-      batches: how many of the n to send at a time; each size is a request.
+      batches: batch sizes, at most n; each becomes one request per signature.
     """
     with tf.io.TFRecordWriter(str(path)) as writer:
         for signature, inputs in requests.items():
@@ -35,7 +35,7 @@ def write_warmup(
 
 
 def read_warmup(path: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yields (signature, inputs) of each request."""
+    """Yields the (signature, inputs) of each request."""
     for record in tf.data.TFRecordDataset(str(path)):
         log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
         request = log.predict_log.request

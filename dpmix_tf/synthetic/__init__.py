@@ -1,4 +1,4 @@
-"""Public images in: labelled pools for DP-Mix_Diff."""
+"""Pools of labelled public images, for DP-Mix_Diff."""
 
 from dpmix_tf.synthetic.pool import SyntheticPool
 

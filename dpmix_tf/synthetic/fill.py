@@ -1,4 +1,4 @@
-"""Filling a pool: from a generator by name, or from a folder of one's own images."""
+"""Fills a pool: from a generator by name, or from a folder of the user's images."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -24,15 +24,15 @@ def generate(
     part: int = 1,
     parts: int = 1,
 ) -> None:
-    """Generates what a pool does not hold yet, of one part of the work.
+    """Generates the images that a pool lacks, of one part of the work.
 
     Args:
       folder: the pool.
       settings: `config.pool` as a dict, see training/config.py.
-      class_names: the data set's.
+      class_names: the data set's class names.
       image_shape: the data set's (H, W, C).
-      part: which part, from 1.
-      parts: of how many; the parts may fill one folder or several, and merge.
+      part: which part of the work to do, counted from 1.
+      parts: number of parts; they may fill one folder, or several to be merged later.
 
     Raises:
       DPMixError: settings, weights or folder are not usable; nothing is overwritten.
@@ -55,7 +55,7 @@ def generate(
     ][part - 1 :: parts]
     if name == "glyphs":
         for class_name in class_names:
-            glyph(class_name, 0, image_shape)  # refuses what it cannot draw
+            glyph(class_name, 0, image_shape)  # raises for a class it cannot draw
         writer = PoolWriter(
             folder,
             class_names=class_names,
@@ -67,13 +67,13 @@ def generate(
                 image = glyph(class_name, seed, image_shape)
                 writer.add(class_name, seed, image, {"generator": "glyphs"})
     else:
-        # Stable Diffusion costs seconds to import and gigabytes to build.
+        # Stable Diffusion takes seconds to import and gigabytes to build.
         from dpmix_tf.synthetic import stable_diffusion
 
         for template in settings["prompts"]:
             if "{name}" not in template:
                 raise DPMixError(
-                    f"pool.prompts must name the class as {{name}}; received: "
+                    f"pool.prompts must contain {{name}} for the class; received: "
                     f"{template!r}."
                 )
         generator = stable_diffusion.Generator(settings)
@@ -108,16 +108,16 @@ def import_folder(
     class_names: Sequence[str],
     image_shape: tuple[int, int, int],
 ) -> None:
-    """Makes a pool of one's own public images: one subfolder a class.
+    """Makes a pool of the user's own public images, one subfolder per class.
 
     Args:
       folder: the pool.
       source: folder of images; its subfolders must be the classes.
-      class_names: the data set's.
+      class_names: the data set's class names.
       image_shape: (H, W, C) to convert and resize to, with antialiasing.
 
     Raises:
-      DPMixError: classes that do not match, or an image that cannot be read.
+      DPMixError: the classes do not match, or an image cannot be read.
     """
     source = local_path(source, "The folder to import")
     found = set(class_folders(source)) if source.is_dir() else set()
@@ -144,6 +144,6 @@ def import_folder(
                 "source": f"{class_name}/{path.name}",
                 "source_sha256": digest,
             }
-            # Numbered by content: importing again adds nothing twice.
+            # Numbered by content, so importing again adds no duplicates.
             writer.add(class_name, int(digest[:12], 16), pixels, record)
     writer.finish()

@@ -1,7 +1,7 @@
 """Digits rendered from fonts: a pool that needs no download and no diffusion model.
 
-It stands in for a diffusion model, so that DP-Mix_Diff runs everywhere: like one, it
-makes labelled images of the classes without ever having seen the private data.
+It stands in for a diffusion model, so that DP-Mix_Diff runs everywhere: like such a
+model, it makes labelled images of the classes without having seen the private data.
 """
 
 import string
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from dpmix_tf.errors import DPMixError
 
-# matplotlib's symbol fonts have no digits worth the name.
+# matplotlib's symbol fonts have no usable digits.
 _FONTS = (
     "DejaVuSans*.ttf",
     "DejaVuSerif*.ttf",
@@ -23,33 +23,33 @@ _FONTS = (
     "cmtt10.ttf",
 )
 
-_CANVAS = 96  # pixels to draw on before shrinking
+_CANVAS = 96  # side in pixels of the canvas, before shrinking
 
 
 def font_files() -> list[Path]:
-    """The fonts that matplotlib installs and that hold digits, in a fixed order."""
+    """Returns the fonts that come with matplotlib and have digits, in a fixed order."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     files = [path for pattern in _FONTS for path in sorted(folder.glob(pattern))]
     return [path for path in files if "Display" not in path.name]
 
 
 def glyph(class_name: str, seed: int, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """Draws one digit with a font, weight, size, slant, rotation and shift of its own.
+    """Draws a digit with random font, weight, size, slant, rotation and shift.
 
     Args:
       class_name: "0" to "9".
-      seed: the image's; the same seed gives the same image.
+      seed: the image's seed; the same seed gives the same image.
       image_shape: (H, W, C) of the result.
 
     Returns:
-      uint8 [H,W,C], bright strokes on black, filling the frame as scanned digits do.
+      uint8 [H,W,C]: bright strokes on black, which fill the frame as in scanned digits.
 
     Raises:
       DPMixError: the class is not a digit.
     """
     if class_name not in tuple(string.digits):
         raise DPMixError(
-            f"glyphs draws the digits 0 to 9; received the class {class_name!r}. Use "
+            f"glyphs draws only the digits 0 to 9; received class {class_name!r}. Use "
             "pool.generator='stable_diffusion', or import your own public images."
         )
     height, width, channels = image_shape
@@ -74,7 +74,9 @@ def glyph(class_name: str, seed: int, image_shape: tuple[int, int, int]) -> np.n
     )
     canvas = canvas.rotate(random.uniform(-15, 15), Image.Resampling.BILINEAR)
     # Cut to the glyph, then leave it a margin, as digitised handwriting has.
-    left, top, right, bottom = canvas.getbbox()
+    box = canvas.getbbox()
+    assert box is not None  # something was drawn
+    left, top, right, bottom = box
     box_height = (bottom - top) * random.uniform(1.0, 1.2)
     box_width = max(right - left, box_height * random.uniform(0.75, 1.05))
     centre_x = (left + right) / 2 + random.uniform(-0.06, 0.06) * box_width

@@ -1,5 +1,6 @@
-"""Pools that are damaged, or come in parts."""
+"""Repairing damaged pools, and merging pools that come in parts."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -12,13 +13,13 @@ from dpmix_tf.synthetic.pool import MANIFEST, PoolWriter, decode, read_manifest
 
 
 def repair(folder: str | Path) -> list[str]:
-    """Removes what is broken and gathers the manifest anew from what is left.
+    """Removes broken files and rewrites the manifest for what is left.
 
     Args:
       folder: the pool.
 
     Returns:
-      The files removed; generate again to replace them.
+      The names of the removed files; generate again to replace them.
     """
     folder = local_path(folder, "pool.path")
     manifest = read_manifest(folder)
@@ -43,11 +44,11 @@ def repair(folder: str | Path) -> list[str]:
 
 
 def merge(folders: Sequence[str | Path], output: str | Path) -> None:
-    """Merges pools of the same classes and size, such as the shards of one.
+    """Merges pools with the same classes and size, such as the shards of one.
 
     Args:
-      folders: the pools; an image that several hold must be the same in all.
-      output: the merged pool; may be one of them or new.
+      folders: the pools; an image in several of them must be the same in each.
+      output: the merged pool; may be new or one of `folders`.
 
     Raises:
       DPMixError: classes, sizes or generators differ, or two images clash.
@@ -65,7 +66,7 @@ def merge(folders: Sequence[str | Path], output: str | Path) -> None:
         for key in ("class_names", "image_shape", "generator"):
             if manifest[key] != first[key]:
                 raise DPMixError(
-                    f"{folder} and {paths[0]} do not merge: {key} is "
+                    f"{folder} and {paths[0]} cannot be merged: {key} is "
                     f"{manifest[key]} and {first[key]}."
                 )
         for path in sorted(folder.glob("*/*.png")):
@@ -75,5 +76,5 @@ def merge(folders: Sequence[str | Path], output: str | Path) -> None:
                     raise DPMixError(f"{path} and {target} differ: pools clash.")
                 continue
             with open(path, "rb") as source:
-                write_atomic(target, lambda file, s=source: shutil.copyfileobj(s, file))
+                write_atomic(target, functools.partial(shutil.copyfileobj, source))
     writer.finish()

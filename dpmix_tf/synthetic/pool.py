@@ -3,10 +3,10 @@
   <pool>/manifest.json
   <pool>/<class name>/<seed>.png
 
-Each PNG says in a text chunk of its own what it was made from (prompt, seed, ...), so
-one rename puts image and record in place together; the manifest gathers the records and
-the files' digests. A pool is public: it must never depend on the private data, and no
-privacy is spent on it.
+Each PNG records in a text chunk what it was made from (prompt, seed, ...), so a single
+rename puts image and record in place together; the manifest collects the records and
+the files' digests. A pool is public: it must never depend on the private data, and it
+costs no privacy budget.
 """
 
 import dataclasses
@@ -35,24 +35,25 @@ MANIFEST = "manifest.json"
 _RECORD = "dpmix_tf"  # the PNG text chunk's name
 _READERS = 2
 
-# Above this many bytes, images are mapped from a packed file instead of held in memory.
+# Above this many bytes, images are mapped from a file instead of held in memory.
 _IN_MEMORY = 2 * 2**30
 
 
 class PoolWriter:
-    """Fills a pool, one image at a time; killed anywhere, another one goes on.
+    """Fills a pool one image at a time; if interrupted, another writer can continue.
 
-    Several processes may fill one pool: images never clash, the manifest is gathered by
-    `finish`.
+    Several processes may fill one pool: images never clash, and `finish` collects the
+    manifest.
 
     Args:
-      folder: the pool; made if missing.
+      folder: the pool; created if missing.
       class_names: all classes, in the data set's order.
       image_shape: (H, W, C) of every image.
-      generator: what makes the images: name, settings, digests of weights; JSON-able.
+      generator: describes what makes the images (name, settings, digests of weights),
+        as JSON-able values.
 
     Raises:
-      DPMixError: the folder holds a pool of other classes, size or generator.
+      DPMixError: the folder holds a pool with other classes, size or generator.
     """
 
     def __init__(
@@ -77,8 +78,8 @@ class PoolWriter:
                 class_folder(self.folder, name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DPMixError(
-                f"Cannot make the pool {self.folder}: {error.strerror}. Choose another "
-                "folder."
+                f"Cannot create the pool {self.folder}: {error.strerror}. Choose "
+                "another folder."
             ) from error
         if not (self.folder / MANIFEST).exists():
             self._write_manifest([])
@@ -92,26 +93,26 @@ class PoolWriter:
                     f"{key}: {there[key]} there, {self._header[key]} here"
                     for key in differing
                 )
-                + ". Use another folder, or the same settings to go on."
+                + ". Use another folder, or continue with the same settings."
             )
 
     def path(self, class_name: str, seed: int) -> Path:
-        """Where the image of a class and seed lies."""
+        """Returns the path of the image with a class and seed."""
         return class_folder(self.folder, class_name) / f"{seed}.png"
 
     def add(
         self, class_name: str, seed: int, image: np.ndarray, record: Mapping[str, Any]
     ) -> None:
-        """Writes one image under its final name, whole.
+        """Writes one image atomically under its final name.
 
         Args:
-          class_name: one of the pool's.
-          seed: names the file.
+          class_name: one of the pool's classes.
+          seed: the image's seed, which names the file.
           image: uint8 [H,W,C] of the pool's shape.
-          record: what it was made from: prompt, steps, ...; JSON-able.
+          record: what it was made from (prompt, steps, ...), as JSON-able values.
 
         Raises:
-          DPMixError: another shape, or the disk is full.
+          DPMixError: the image has another shape, or the disk is full.
         """
         if image.shape != self.image_shape or image.dtype != np.uint8:
             raise DPMixError(
@@ -124,13 +125,13 @@ class PoolWriter:
         write_atomic(self.path(class_name, seed), lambda file: file.write(data))
 
     def finish(self) -> int:
-        """Writes the manifest of all images that are there.
+        """Writes the manifest of all images in the pool.
 
         Returns:
-          Their number.
+          The number of images.
 
         Raises:
-          DPMixError: an image is broken, of another size or not one of ours.
+          DPMixError: an image is broken, has another size or was not written by us.
         """
         images = []
         for name in self.class_names:
@@ -142,8 +143,8 @@ class PoolWriter:
                     record = getattr(image, "text", {}).get(_RECORD)
                 if record is None:
                     raise DPMixError(
-                        f"{path} does not say where it came from. Add images of your "
-                        "own with bin/generate_pool.py --import_from=FOLDER."
+                        f"{path} does not record where it came from. Add images of "
+                        "your own with bin/generate_pool.py --import_from=FOLDER."
                     )
                 images.append(
                     {
@@ -167,10 +168,10 @@ class SyntheticPool:
 
     Attributes:
       images: uint8 [P,H,W,C].
-      labels: int32 [P], increasing; indices into class_names.
-      class_names: the data set's, in its order.
+      labels: int32 [P], non-decreasing; indices into class_names.
+      class_names: the data set's class names, in its order.
       digest: SHA-256 of the manifest's list of files and their digests.
-      folder: where it was loaded from; None for one made in memory.
+      folder: the folder it was loaded from; None if it was made in memory.
     """
 
     images: np.ndarray
@@ -191,13 +192,13 @@ class SyntheticPool:
 
         Args:
           folder: the pool.
-          class_names: the data set's; classes are matched by name and put in this
-            order. Default the pool's own.
-          image_shape: the data set's (H, W, C). Default the pool's own.
+          class_names: the data set's class names; classes are matched by name and put
+            in this order. By default, the pool's own.
+          image_shape: the data set's (H, W, C). By default, the pool's own.
 
         Raises:
-          DPMixError: no pool; classes missing or too many; another image size; an image
-            that is missing, broken, changed or not in the manifest.
+          DPMixError: there is no pool, its classes or image size are not those of the
+            data set, or an image is missing, broken, changed or not in the manifest.
         """
         folder = local_path(folder, "pool.path")
         manifest = read_manifest(folder)
@@ -239,8 +240,8 @@ class SyntheticPool:
                     )
                 images[index] = pixels
 
-        # Decoding gives the interpreter's lock away for short whiles only: two readers
-        # are faster than four.
+        # Decoding releases the interpreter's lock only briefly: two readers are faster
+        # than four.
         with futures.ThreadPoolExecutor(_READERS) as readers:
             list(readers.map(read, range(_READERS)))
         listing = "".join(f"{entry['file']} {entry['sha256']}\n" for entry in entries)
@@ -262,7 +263,7 @@ class SyntheticPool:
             return tf.constant(self.images)
 
     def gather(self, indices: tf.Tensor) -> tf.Tensor:
-        """Looks images up inside a graph.
+        """Looks up images inside a graph.
 
         Args:
           indices: integers [...] in [0, len(self)).
@@ -276,16 +277,14 @@ class SyntheticPool:
         return tf.ensure_shape(rows, [*indices.shape, *self.images.shape[1:]])
 
 
-_FIX = (
-    "Repair the pool with bin/generate_pool.py --repair, which removes what is wrong."
-)
+_FIX = "Repair the pool with bin/generate_pool.py --repair, which removes bad files."
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Reads manifest.json.
 
     Raises:
-      DPMixError: there is none, or it is not one of ours.
+      DPMixError: there is none, or it is not a pool's manifest.
     """
     path = folder / MANIFEST
     try:
@@ -317,7 +316,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DPMixError(
             f"{path} is not a pool's manifest ({error!r}). Remove it and generate "
-            "again: images that are there are kept."
+            "again: existing images are kept."
         ) from error
 
 
@@ -325,14 +324,14 @@ def decode(data: bytes, path: Path | str, shape: Sequence[int]) -> np.ndarray:
     """Decodes one PNG: uint8 [H,W,C].
 
     Raises:
-      DPMixError: names the file that is broken or of another size.
+      DPMixError: the file is broken or has another size; the message names it.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.size != (shape[1], shape[0]):
                 raise ValueError(f"{image.width}x{image.height} pixels")
             pixels = np.asarray(image)
-    except Exception as error:  # Pillow raises almost anything on a broken file
+    except Exception as error:  # Pillow may raise anything on a broken file
         raise DPMixError(f"Unreadable image: {path} ({error}). {_FIX}") from error
     pixels = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
     if pixels.shape != tuple(shape) or pixels.dtype != np.uint8:
@@ -344,7 +343,7 @@ def decode(data: bytes, path: Path | str, shape: Sequence[int]) -> np.ndarray:
 
 
 def class_folder(folder: Path, class_name: str) -> Path:
-    """A class's folder; characters that no file name should have are %-quoted."""
+    """Returns a class's folder; characters unsuitable for file names are %-quoted."""
     return folder / urllib.parse.quote(class_name, safe=" ,'()&").lstrip(".")
 
 
@@ -377,8 +376,8 @@ def _check_files(folder: Path, names: Sequence[str], listed: set[str]) -> None:
 
 
 def _empty(shape: tuple[int, ...]) -> np.ndarray:
-    """An array to fill: in memory, or in an unnamed temporary file."""
+    """Returns an array to fill, in memory or in an unnamed temporary file."""
     if np.prod(shape, dtype=np.int64) <= _IN_MEMORY:
         return np.empty(shape, np.uint8)
-    with tempfile.TemporaryFile() as file:  # the mapping keeps it while it lives
+    with tempfile.TemporaryFile() as file:  # the mapping keeps it open
         return np.memmap(file, np.uint8, "w+", shape=shape)

@@ -1,4 +1,4 @@
-"""KerasCV's Stable Diffusion fills a pool: class names in, labelled images out."""
+"""Fills a pool by KerasCV's Stable Diffusion: class names in, labelled images out."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ MAX_PROMPT_TOKENS = 77
 
 
 class Version(NamedTuple):
-    """A published Stable Diffusion and its parts in KerasCV."""
+    """A published version of Stable Diffusion, with its parts in KerasCV."""
 
     pipeline: type
     text_encoder: type
@@ -51,7 +51,7 @@ VERSIONS = {
 
 
 def clean_name(class_name: str) -> str:
-    """Makes a class's name fit for a prompt.
+    """Cleans up a class name for use in a prompt.
 
     "/a/airplane_cabin" -> "airplane cabin" (SUN397), "001.ak47" -> "ak47" and
     "airplanes-101" -> "airplanes" (Caltech-256), "Abyssinian_cat" -> "Abyssinian cat".
@@ -68,20 +68,20 @@ def prompt_for(
     prompts: Sequence[str],
     class_prompts: Mapping[str, str],
 ) -> str:
-    """Returns the prompt of a class's `index`-th image; templates are taken in turn."""
+    """Returns the prompt of a class's image number `index`; templates alternate."""
     if class_name in class_prompts:
         return class_prompts[class_name]
     return prompts[index % len(prompts)].format(name=clean_name(class_name))
 
 
 class Generator:
-    """KerasCV's Stable Diffusion pipeline, with weights that are known.
+    """KerasCV's Stable Diffusion pipeline, with weights whose digests are recorded.
 
     Args:
       settings: `config.pool` as a dict, see training/config.py.
 
     Raises:
-      DPMixError: unknown version, a size that is no multiple of 128, or weights that
+      DPMixError: the version is unknown, the size is not a multiple of 128, or weights
         are missing, broken or of another model.
     """
 
@@ -108,7 +108,7 @@ class Generator:
         self._encoded: dict[str, np.ndarray] = {}
 
     def _build(self, version: Version, size: int):
-        with contextlib.redirect_stdout(io.StringIO()):  # the licence; we show it once
+        with contextlib.redirect_stdout(io.StringIO()):  # the licence: we show it once
             pipeline = version.pipeline(
                 size, size, jit_compile=self._settings["jit_compile"]
             )
@@ -144,17 +144,17 @@ class Generator:
         """Builds a part whose weights KerasCV downloads and checks itself."""
         try:
             model = build()
-        except Exception as error:  # whatever the transport raises
+        except Exception as error:  # any network error
             raise DPMixError(
                 f"KerasCV cannot download Stable Diffusion's {part} "
-                f"({type(error).__name__}: {str(error)[:200]}). Without a network, "
-                f"give the file with --config.pool.weights.{part}=PATH."
+                f"({type(error).__name__}: {str(error)[:200]}). Without network "
+                f"access, give the file with --config.pool.weights.{part}=PATH."
             ) from error
         self.digests.setdefault(part, f"downloaded by keras-cv {_keras_cv_version()}")
         return model
 
     def description(self) -> dict[str, Any]:
-        """Returns what a pool's manifest says of its generator."""
+        """Returns the description of the generator for a pool's manifest."""
         settings = self._settings
         return {
             "name": "stable_diffusion",
@@ -175,16 +175,16 @@ class Generator:
         }
 
     def images(self, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
-        """Generates one image a prompt, each from noise of its own seed.
+        """Generates one image per prompt, each from noise with its own seed.
 
         Args:
-          prompts: at most `batch_size` of them.
-          seeds: as many.
+          prompts: at most `batch_size` prompts.
+          seeds: one per prompt.
 
         Returns:
           uint8 [n, generated_size, generated_size, 3]. An image depends on its prompt
-          and seed, not on its neighbours: short batches are filled up, so that every
-          batch has the same shape and with it the same arithmetic.
+          and seed, not on the rest of the batch: short batches are padded, so that
+          every batch has the same shape and therefore the same arithmetic.
         """
         settings = self._settings
         count, batch = len(prompts), settings["batch_size"]
@@ -199,7 +199,7 @@ class Generator:
             ]
         )
         context = np.stack([self._encode(prompts[row]) for row in rows])
-        with contextlib.redirect_stdout(io.StringIO()):  # a bar of steps a batch
+        with contextlib.redirect_stdout(io.StringIO()):  # a progress bar per batch
             made = self._pipeline.generate_image(
                 tf.constant(context),
                 negative_prompt=settings["negative_prompt"],
@@ -216,7 +216,7 @@ class Generator:
                 encoded = self._pipeline.encode_text(prompt)
             except ValueError as error:
                 raise DPMixError(
-                    f"The prompt {prompt!r} is refused: {error}"
+                    f"The prompt {prompt!r} was rejected: {error}"
                 ) from error
             self._encoded[prompt] = np.asarray(encoded)[0]
         return self._encoded[prompt]
@@ -231,10 +231,10 @@ def fill(
     """Generates the images of `work` that the pool does not have yet.
 
     Args:
-      writer: of the pool.
-      generator: makes images.
-      work: (class name, seed, prompt) of every image wanted.
-      batch_size: images at a time.
+      writer: the pool's writer.
+      generator: makes the images.
+      work: (class name, seed, prompt) of every requested image.
+      batch_size: number of images generated at a time.
     """
     missing = [item for item in work if not writer.path(*item[:2]).exists()]
     with tqdm(total=len(work), initial=len(work) - len(missing), unit="image") as bar:
@@ -252,10 +252,10 @@ def fill(
 
 
 def licence_notice(version: str) -> str:
-    """What a user of the weights accepts; the manifest records it too."""
+    """Returns the terms that a user accepts; the manifest records the licence too."""
     return (
         f"By using Stable Diffusion {version}'s weights you accept the terms of the "
-        f"{VERSIONS[version].licence} licence of their authors. The images it makes "
+        f"{VERSIONS[version].licence} licence of their authors. The generated images "
         "count as public data here."
     )
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from dpmix_tf.data import PoissonBatches
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import without_place
-from dpmix_tf.privacy.randomness import Seed
+from dpmix_tf.privacy.randomness import Seed, as_seed
 
 STRATEGIES = ("none", "mirrored", "multi_worker")
 
@@ -229,10 +229,11 @@ def share_out(
     return strategy.distribute_datasets_from_function(part)
 
 
-def seed_from_chief(strategy: tf.distribute.Strategy, seed: Seed) -> Seed:
+def seed_from_chief(strategy: tf.distribute.Strategy, seed: int) -> Seed:
     """Returns the chief's 128-bit seed in every process."""
-    words = [seed >> shift & 0xFFFFFFFF for shift in range(0, 128, 32)]
-    words = from_chief(strategy, np.array(words, np.int64))
+    seed = as_seed(seed)
+    own = [seed >> shift & 0xFFFFFFFF for shift in range(0, 128, 32)]
+    words = from_chief(strategy, np.array(own, np.int64))
     value = sum(int(word) << 32 * place for place, word in enumerate(words))
     return Seed(value, seed.origin)
 
@@ -349,7 +350,7 @@ def _address(strategy: tf.distribute.Strategy) -> str:
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Dotted name -> value as JSON, of nested facts."""
-    flat = {}
+    flat: dict[str, str] = {}
     for key, value in facts.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")

@@ -1,7 +1,7 @@
 """What `fit` calls for each update, on one replica or several."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -32,7 +32,7 @@ class TrainFunction:
         self._traced: dict[Any, Callable] = {}
         self.input_seconds = 0.0
 
-    def __call__(self, iterator: Iterator) -> dict[str, tf.Tensor]:
+    def __call__(self, iterator: Any) -> dict[str, tf.Tensor]:
         """Makes the update; returns its logs."""
         started = time.perf_counter()
         batch = next(iterator)

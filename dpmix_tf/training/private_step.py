@@ -188,7 +188,7 @@ class PrivateStep:
                 "trainable weights"
             )
         logging.info("Chunks of %d example(s): %s.", chunk_size, why)
-        return chunk_size
+        return int(chunk_size)
 
 
 def as_batch(batch: Any) -> Batch:

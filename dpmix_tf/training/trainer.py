@@ -13,7 +13,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dpmix_tf.data import ExampleSource, PoissonBatches, load_dataset
+from dpmix_tf.data import ExampleSource, PoissonBatches, inspection, load_dataset
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import Ledger, randomness
 from dpmix_tf.privacy.plan import round_up
@@ -93,14 +93,16 @@ class Trainer:
         if saved is not None:
             seed = randomness.Seed(int(saved[1]["seed"], 16), randomness.SYSTEM)
         else:
+            if self.is_chief:
+                inspection.show(self.dataset)
             seed = self._new_seed
         self._seed = cluster.seed_from_chief(self.strategy, seed)
-        facts = {
-            "plan": self.plan.to_dict(),
-            "training_data": self._fingerprint,
-            "software": self._software,
-        }
-        facts = cluster.shared_facts(config, **facts)
+        facts = cluster.shared_facts(
+            config,
+            plan=self.plan.to_dict(),
+            training_data=self._fingerprint,
+            software=self._software,
+        )
         cluster.refuse_different_workers(self.strategy, facts)
         with self.strategy.scope():
             self.model = self._build()

@@ -130,7 +130,7 @@ class Metrics:
     def __init__(self, workdir: Path, keep_until: int):
         self._path = workdir / "metrics.jsonl"
         self._tensorboard = workdir / "tensorboard"
-        self._writer = None
+        self._writer: Any = None  # made when it is first written to
         # A resumed run writes again what came after its checkpoint.
         self._events = [e for e in events(workdir) if e["updates"] <= keep_until]
         self.final = _final(self._events)

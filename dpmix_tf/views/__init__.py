@@ -1,4 +1,4 @@
-"""One private example in, K views out."""
+"""Makers of views: one private example in, K views out."""
 
 from dpmix_tf.views.base import Records, Views
 from dpmix_tf.views.maker import ViewMaker

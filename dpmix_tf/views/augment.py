@@ -1,10 +1,10 @@
-"""Base augmentations: KerasCV layers, by name, seeded.
+"""Base augmentations: seeded KerasCV layers, by name.
 
 KerasCV draws from TensorFlow's stateful global generator (and some layers from
-`tf.random.uniform`, past any seed). Here every draw of a layer goes through `_Draws`, a
-stand-in for its `_random_generator` that takes an image's numbers from a table made of
-its example's seed: the same seed gives the same views, whatever else is in the batch,
-in any order, before or after a crash.
+`tf.random.uniform`, bypassing any seed). Here every draw of a layer goes through
+`_Draws`, a stand-in for its `_random_generator` that takes an image's numbers from a
+table derived from its example's seed: the same seed gives the same views, whatever else
+is in the batch, in any order, before or after a crash.
 """
 
 import functools
@@ -21,9 +21,9 @@ from dpmix_tf.errors import DPMixError
 class _Draws:
     """The part of tf.random.Generator that KerasCV's layers use, without state.
 
-    A draw takes the next columns of a table of uniform numbers that has one row an
+    A draw takes the next columns of a table of uniform numbers that has one row per
     image, so that no image's draw can depend on another's. Columns are counted while a
-    graph is traced, never inside it. Without a table draws are constant and only
+    graph is traced, never inside it. Without a table, draws are constant and only
     counted: `taken` then says how many columns a layer needs.
     """
 
@@ -31,13 +31,13 @@ class _Draws:
         self.begin(None)
 
     def begin(self, table: tf.Tensor | None, *, one_image: bool = False) -> None:
-        """Starts a layer's draws; `one_image` where its shapes have no batch axis."""
+        """Starts a layer's draws; set `one_image` if its shapes have no batch axis."""
         self._table, self._one_image = table, one_image
         self.taken = 0
 
     def _take(self, shape) -> tf.Tensor:
         shape = list(shape) if isinstance(shape, (tuple, list)) else tf.unstack(shape)
-        # Sizes that are not known while tracing count images: all rows, or one image.
+        # A size unknown while tracing is the number of images: all rows, or one image.
         sizes = [tf.get_static_value(size) or 1 for size in shape]
         columns = int(np.prod(sizes if self._one_image else sizes[1:], dtype=int))
         start, self.taken = self.taken, self.taken + columns
@@ -46,7 +46,7 @@ class _Draws:
         return tf.reshape(self._table[:, start : self.taken], shape)
 
     def uniform(self, shape, minval=0, maxval=None, dtype=tf.float32, name=None):
-        """Numbers in [minval, maxval); `shape` starts with the number of images."""
+        """Draws from [minval, maxval); `shape` starts with the number of images."""
         maxval = 1 if maxval is None else maxval
         unit, dtype = self._take(shape), tf.as_dtype(dtype)
         low, high = tf.cast(minval, tf.float32), tf.cast(maxval, tf.float32)
@@ -54,7 +54,7 @@ class _Draws:
         return tf.cast(tf.floor(value) if dtype.is_integer else value, dtype)
 
     def normal(self, shape, mean=0.0, stddev=1.0, dtype=tf.float32, name=None):
-        """Normal numbers, by the quantile of the middle of a uniform number's cell."""
+        """Draws normal numbers: quantiles of the middles of uniform numbers' cells."""
         unit = tf.math.ndtri(self._take(shape) + 2.0**-24)
         return tf.cast(mean + stddev * unit, dtype)
 
@@ -79,13 +79,13 @@ class _SeededFactor(keras_cv.core.FactorSampler):
 
 
 class ReflectCrop(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
-    """Pads by reflection, crops back at a random offset, mirrors a random half.
+    """Pads by reflection, crops at a random offset, and mirrors a random half.
 
-    `keras_cv.layers.RandomCrop` resamples: cropping 32 of 40 rows it steps 1.006 rows
-    at a time, so that about a fifth of its crops skip a row, and its first and last
-    offsets come up half as often as the others. The published augmentation is an exact
-    crop. Padding, crop and flip are one gather here, several times faster than the
-    three layers in a row, and no padded copy is made.
+    `keras_cv.layers.RandomCrop` resamples: when it crops 32 of 40 rows it steps 1.006
+    rows at a time, so about a fifth of its crops skip a row, and its first and last
+    offsets occur half as often as the others. The published augmentation is an exact
+    crop. Here padding, crop and flip are a single gather, which is several times faster
+    than the three layers in sequence and makes no padded copy.
 
     Args:
       padding: pixels by which the crop may move.
@@ -106,7 +106,7 @@ class ReflectCrop(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
         return tf.concat([offsets, mirrored if self.flip else 0 * mirrored], axis=1)
 
     def augment_images(self, images, transformations, **kwargs):
-        """Gathers each image's pixels from itself, [n,H,W,C]."""
+        """Gathers each output image's pixels from its own input, [n,H,W,C]."""
         _, height, width, channels = images.shape
         top, left, mirrored = tf.split(transformations, 3, axis=1)
         columns = tf.range(width)
@@ -118,12 +118,12 @@ class ReflectCrop(keras_cv.layers.VectorizedBaseImageAugmentationLayer):
         return tf.gather(tf.reshape(images, [-1, channels]), pixels)
 
     def augment_labels(self, labels, transformations, **kwargs):
-        """A crop changes no label."""
+        """Returns the labels unchanged."""
         return labels
 
 
 def _reflect(index: tf.Tensor, size: int) -> tf.Tensor:
-    """Mirrors indices outside of [0, size) at its ends, which are not repeated."""
+    """Mirrors indices outside [0, size) at its ends, which are not repeated."""
     return size - 1 - tf.abs(size - 1 - tf.abs(index))
 
 
@@ -170,21 +170,20 @@ AUGMENTATIONS = tuple(_LAYERS)
 def _layers_of(
     name: str, image_shape: tuple[int, int, int], padding: int
 ) -> list[keras.layers.Layer]:
-    """The KerasCV layers of a named augmentation."""
+    """Returns the KerasCV layers of a named augmentation."""
     if name not in _LAYERS:
         raise DPMixError(
             f"augment must be one of {', '.join(AUGMENTATIONS)}; received: {name!r}."
         )
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")  # whatever networks are built under
+    keras.config.set_dtype_policy("float32")  # whatever the global policy
     try:
         return _LAYERS[name](image_shape, padding)
     finally:
         keras.config.set_dtype_policy(before)
 
 
-# Colour operations read pixel values as lying in [0, 1]; geometry does not look at
-# them.
+# Colour operations assume pixel values in [0, 1]; geometric ones do not depend on them.
 _COLOURED = ("crop_flip_color", "randaugment")
 
 
@@ -194,7 +193,7 @@ class Augmentation:
     Args:
       name: one of AUGMENTATIONS.
       image_shape: (H, W, C) of the images.
-      padding: pixels that crops may move by.
+      padding: pixels by which crops may move.
 
     Attributes:
       draws: uniform numbers that one image's augmentation uses.
@@ -212,7 +211,7 @@ class Augmentation:
         if crops and min(height, width) <= padding:
             raise DPMixError(
                 f"augment={name!r} with padding={padding} mirrors {padding} pixels at "
-                f"each edge, more than images of {height}x{width} have. Lower padding."
+                f"each edge, too many for images of {height}x{width}. Lower padding."
             )
         self._draws = _Draws()
         self._columns = [self._columns_of(layer, image_shape) for layer in self._layers]
@@ -231,17 +230,17 @@ class Augmentation:
             image = tf.zeros(image_shape)
             if _is_vectorized(layer):
                 image = image[tf.newaxis]
-            for _ in range(2):  # Keras calls a new layer once more, to build it
+            for _ in range(2):  # Keras calls a new layer an extra time, to build it
                 self._draws.begin(None, one_image=not _is_vectorized(layer))
                 layer(image)
 
         count.get_concrete_function()
         return self._draws.taken
 
-    # Always a graph: eagerly, a layer that picks an operation draws only for that one.
+    # Always a graph: eagerly, a layer that picks one operation draws only for that one.
     @tf.function(reduce_retracing=True)
     def __call__(self, images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-        """Augments images, each by its own numbers.
+        """Augments images, each with its own numbers.
 
         Args:
           images: float [n,H,W,C].
@@ -262,7 +261,7 @@ class Augmentation:
         return images
 
     def _one_by_one(self, layer, images, draws):
-        # Layers that KerasCV writes for a single image would repeat one draw for all.
+        # Layers that KerasCV writes for single images would use one draw for all.
         def one(pair):
             image, own = pair
             self._draws.begin(own[tf.newaxis], one_image=True)
@@ -283,5 +282,5 @@ def _is_vectorized(layer: keras.layers.Layer) -> bool:
 def augmentation(
     name: str, image_shape: tuple[int, int, int], padding: int
 ) -> Augmentation:
-    """The base augmentation of that name; the same one where it was made before."""
+    """Returns the base augmentation of that name, cached."""
     return Augmentation(name, image_shape, padding)

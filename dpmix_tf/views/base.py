@@ -1,4 +1,4 @@
-"""What any maker of views is: the contract between views and private updates."""
+"""The contract that every maker of views fulfils for private updates."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -9,13 +9,13 @@ from dpmix_tf.synthetic import SyntheticPool
 
 
 class Records(NamedTuple):
-    """What a batch is clipped by: one clipped gradient per record.
+    """The units of a batch that are clipped: one clipped gradient per record.
 
     Attributes:
-      tensors: what there is one of for each record, tensors [records,...].
+      tensors: tensors [records,...], with one row per record.
       make_views: some rows of these -> their views, float32
         [rows,views_per_record,H,W,C], and labels, float32
-        [rows,views_per_record,classes]. Each record's are made of it alone.
+        [rows,views_per_record,classes]. The views of a record depend on it alone.
     """
 
     tensors: tuple[tf.Tensor, ...]
@@ -23,7 +23,7 @@ class Records(NamedTuple):
 
 
 class Views(Protocol):
-    """Makes records of a batch, and views of each record.
+    """Makes records from a batch, and views from each record.
 
     Formal guarantee: adding or removing one example of the batch moves a sum over
     records, each of length at most 1, by at most `sensitivity`.
@@ -31,11 +31,11 @@ class Views(Protocol):
     Attributes:
       kind: name of the maker's class in saved models.
       sensitivity: in clip norms, 1 or more.
-      synthetic: images of a public pool among an example's views.
-      pool: where they are drawn from; None where there are none.
+      synthetic: number of images from a public pool among an example's views.
+      pool: the pool they are drawn from; None if there are none.
       views_per_example: K.
-      views_per_record: views whose mean gradient is clipped as one.
-      shareable: whether replicas may each make the records of a part of the batch.
+      views_per_record: number of views whose mean gradient is clipped as a unit.
+      shareable: whether each replica may make the records of its part of the batch.
     """
 
     kind: ClassVar[str]
@@ -63,15 +63,15 @@ class Views(Protocol):
         seed: tf.Tensor,
         expected_batch_size: float,
     ) -> Records:
-        """Says what is clipped as one.
+        """Returns the records: what is clipped as a unit.
 
         Args:
           images: [n,H,W,C], a batch.
           labels: float [n,classes].
-          ids: int64 [n], what the examples' draws are keyed by.
-          seed: int64 [2], of this update's views.
-          expected_batch_size: the plan's.
+          ids: int64 [n], which key the examples' random draws.
+          seed: int64 [2], the seed of this update's views.
+          expected_batch_size: the plan's expected batch size.
         """
 
     def to_dict(self) -> dict[str, Any]:
-        """The maker as JSON-able values, for `views.from_dict`."""
+        """Returns the maker as JSON-able values, for `views.from_dict`."""

@@ -1,4 +1,4 @@
-"""ViewMaker: one private example -> K views, of itself and of public images."""
+"""ViewMaker: one private example -> K views of itself and of public images."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from dpmix_tf.views import mixers
 from dpmix_tf.views.augment import AUGMENTATIONS, augmentation
 from dpmix_tf.views.base import Records
 
-# Uniform numbers that a mixed view uses besides its mixer's: two partners and lambda.
+# Uniform numbers a mixed view uses besides those of its mixer: two partners and lambda.
 _PAIR_DRAWS = 2 + mixers.BETA_DRAWS
 
 
@@ -25,11 +25,11 @@ class ViewMaker:
     """Makes K views of one example (DP-Mix, section 3).
 
     A base view is an independent augmentation of the example. A synthetic view is an
-    image of a public pool, drawn anew for every example and visit, augmented the same
+    image of a public pool, drawn anew each time an example is used, augmented the same
     way, with its own label. A mixed view blends two different members of base +
-    synthetic with lambda ~ Beta(alpha, alpha), and their labels alike. No view of one
-    example ever depends on another private example: this is what keeps the sensitivity
-    at the clip norm.
+    synthetic with lambda ~ Beta(alpha, alpha), and their labels likewise. No view of
+    one example ever depends on another private example: this is what keeps the
+    sensitivity at the clip norm.
 
     Use the presets `no_augmentation`, `self_aug`, `dp_mix_self` and `dp_mix_diff`.
 
@@ -39,13 +39,13 @@ class ViewMaker:
       synthetic: K_DIFF, images from the pool, 0 or more.
       alpha: Beta parameter, above 0.
       mixer: how two views become one: "mixup", "cutmix", "resizemix", "fmix",
-        "maskmix", or a choice, "mixup:0.5,cutmix:0.5"; see views.mixers.
+        "maskmix", or a random choice, "mixup:0.5,cutmix:0.5"; see views.mixers.
       augment: name of the base augmentation, see views.augment.AUGMENTATIONS.
       padding: pixels by which crops may move; 4 is published for 32x32 images.
-      pool: SyntheticPool of the images' size and classes; needed where synthetic > 0.
+      pool: SyntheticPool with the images' size and classes; needed if synthetic > 0.
         Its images are uint8 and become floats in [0, 1], as the private ones must.
-      only_mixed: let only the mixed views into the loss (the paper's figure).
-      labels_only: blend labels but take the first partner's pixels (what the released
+      only_mixed: use only the mixed views in the loss (as in the paper's figure).
+      labels_only: blend labels but take the first partner's pixels (as the released
         script does).
       same_class: draw synthetic images of the example's own class only.
     """
@@ -67,7 +67,7 @@ class ViewMaker:
     shareable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuses counts and names that make no views."""
+        """Refuses invalid counts and names."""
         hold_plain_values(self)
         for name in ("mixed", "synthetic", "padding"):
             if getattr(self, name) < 0:
@@ -109,7 +109,7 @@ class ViewMaker:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes as JSON-able values; of a pool, where it lies and its digest.
+        """The attributes as JSON-able values; for a pool, its folder and digest.
 
         Raises:
           DPMixError: the pool is not on disk.
@@ -134,10 +134,10 @@ class ViewMaker:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ViewMaker":
-        """Makes what `to_dict` described.
+        """Makes the maker that `to_dict` described.
 
         Raises:
-          DPMixError: the pool is gone or has changed.
+          DPMixError: the pool is missing or has changed.
         """
         if values["pool"] is None:
             return cls(**values)
@@ -154,7 +154,7 @@ class ViewMaker:
 
     @property
     def _partners(self) -> int:
-        """Views that mixed ones are blended from."""
+        """Number of views that mixed ones are blended from."""
         return self.base + self.synthetic
 
     @property
@@ -167,7 +167,7 @@ class ViewMaker:
         """Returns K of a maker with these attributes."""
         return mixed if only_mixed else base + synthetic + mixed
 
-    views_per_record = views_per_example  # all of an example's are clipped as one
+    views_per_record = views_per_example  # all of an example's are clipped as a unit
 
     def records(
         self,
@@ -178,7 +178,7 @@ class ViewMaker:
         seed: tf.Tensor,
         expected_batch_size: float,
     ) -> Records:
-        """Says what is clipped as one, see views.base: here each example."""
+        """Returns what is clipped as a unit, see views.base: here each example."""
         del expected_batch_size
 
         def make_views(images, labels, ids):
@@ -189,20 +189,20 @@ class ViewMaker:
     def several(
         self, images: tf.Tensor, labels: tf.Tensor, seeds: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Makes the views of several examples, side by side.
+        """Makes the views of several examples at once.
 
-        Everything an example's views are made of is its image, its label, its seed and
-        the pool, whatever the others are.
+        The views of an example depend only on its image, its label, its seed and the
+        pool, whatever the other examples are.
 
         Args:
-          images: [n,H,W,C], n and shape static; uint8 in [0, 255] or float of any
-            range.
+          images: [n,H,W,C], static shape; uint8 in [0, 255] or float of any range.
           labels: float [n,classes], one-hot or soft.
-          seeds: int64 [n,2], each example's at this update.
+          seeds: int64 [n,2], the seed of each example at this update.
 
         Returns:
-          views, float32 [n,K,H,W,C], base, synthetic, mixed, in [0, 1] for uint8 images
-          and in the image's own range otherwise; labels, float32 [n,K,classes].
+          views, float32 [n,K,H,W,C], in the order base, synthetic, mixed; in [0, 1] for
+          uint8 images and in the image's own range otherwise; labels, float32
+          [n,K,classes].
         """
         _, height, width, channels = images.shape
         draws = self._draws(seeds, (height, width, channels))
@@ -223,7 +223,7 @@ class ViewMaker:
         if not self.mixed:
             return images, labels
         first, second, lam = self._pairs(draws.pairs)
-        # batch_dims keeps both partners inside the example's own pool.
+        # batch_dims keeps both partners among the example's own views.
         mixed, weight = mixers.parse_mixer(self.mixer).blend(
             tf.gather(images, first, axis=1, batch_dims=1),
             tf.gather(images, second, axis=1, batch_dims=1),
@@ -252,10 +252,10 @@ class ViewMaker:
     def pairs(
         self, seed: tf.Tensor, image_shape: tuple[int, int, int]
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Says what each mixed view of one example blends.
+        """Returns which views each mixed view of one example blends.
 
         Args:
-          seed: int64 [2], the example's.
+          seed: int64 [2], the example's seed.
           image_shape: (H, W, C).
 
         Returns:
@@ -267,7 +267,7 @@ class ViewMaker:
         return first[0], second[0], lam[0]
 
     def _draws(self, seeds: tf.Tensor, image_shape: tuple[int, int, int]) -> "_Numbers":
-        """All random numbers of the examples' views, in one draw an example."""
+        """Returns all random numbers of the examples' views: one draw per example."""
         augment = augmentation(self.augment, image_shape, self.padding).draws
         pair = _PAIR_DRAWS + mixers.parse_mixer(self.mixer).draws
         widths = [
@@ -286,7 +286,7 @@ class ViewMaker:
 
     def _pairs(self, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         first = tf.cast(draws[..., 0] * self._partners, tf.int32)
-        # A non-zero step around the pool never meets `first` again.
+        # A non-zero step around the circle of partners never lands on `first`.
         step = 1 + tf.cast(draws[..., 1] * (self._partners - 1), tf.int32)
         lam = mixers.beta(draws[..., 2:_PAIR_DRAWS], self.alpha)
         return first, (first + step) % self._partners, lam
@@ -294,7 +294,7 @@ class ViewMaker:
     def _draw_synthetic(
         self, labels: tf.Tensor, draws: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Different images of the pool for each example, and their one-hot labels."""
+        """Draws distinct pool images for each example, with their one-hot labels."""
         assert self.pool is not None
         pool_labels = tf.constant(self.pool.labels)
         start, size = tf.constant([[0]]), tf.constant([[len(self.pool)]])
@@ -314,13 +314,13 @@ class ViewMaker:
         seed: int | tf.Tensor | None = None,
         ids: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Makes the views of several examples, for looking at; training streams them.
+        """Makes the views of several examples for inspection; training uses `records`.
 
         Args:
           images: [n,H,W,C], uint8 or float.
           labels: [n,classes], one-hot or soft.
           seed: int, or int64 [2], or None for a fresh one.
-          ids: int64 [n], what each example's draws are keyed by; default its position.
+          ids: int64 [n], which key the examples' draws; by default their positions.
 
         Returns:
           views, float32 [n,K,H,W,C]; labels, float32 [n,K,classes].
@@ -344,7 +344,7 @@ class ViewMaker:
 
 
 def check_settings(alpha: float, augment: str) -> None:
-    """Refuses what no view maker can do."""
+    """Refuses settings that are invalid for every view maker."""
     if not alpha > 0:
         raise DPMixError(f"alpha must be above 0, received: {alpha}.")
     if augment not in AUGMENTATIONS:
@@ -357,8 +357,8 @@ class _Numbers(NamedTuple):
     """Uniform numbers for the views of n examples.
 
     Attributes:
-      augment: float32 [n,partners * draws of the augmentation].
-      pairs: float32 [n,mixed,_PAIR_DRAWS + the mixer's].
+      augment: float32 [n,partners * the augmentation's draws].
+      pairs: float32 [n,mixed,_PAIR_DRAWS + the mixer's draws].
       synthetic: float32 [n,synthetic,_INDEX_DRAWS].
     """
 
@@ -372,7 +372,7 @@ _INDEX_DRAWS = 2
 
 
 def distinct(size: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    """Draws different numbers below `size`; every set is equally likely.
+    """Draws distinct numbers below `size`; every set is equally likely.
 
     Floyd's algorithm (Bentley and Floyd 1987): `count` draws, whatever the size.
 

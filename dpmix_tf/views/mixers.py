@@ -1,4 +1,4 @@
-"""Two views and lambda -> one view and the weight of the first one's label."""
+"""Mixers: two views and lambda -> one view and the weight of the first label."""
 
 import math
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from dpmix_tf.errors import DPMixError
 
 
 class Mixer(NamedTuple):
-    """One way to make a view of two.
+    """One way to combine two views into one.
 
     Attributes:
-      draws: how many uniform numbers it uses a pair.
+      draws: how many uniform numbers it uses per pair.
       blend: first and second, float [...,H,W,C]; lambda, float [...] in [0, 1]; draws,
         float [...,draws] in [0, 1) -> the blend, [...,H,W,C]; the weight of the first
-        view's label, [...], the second's is the rest. Where pixels are pasted the
-        weight is the share that they truly cover, not the lambda asked for.
+        view's label, [...] (the second's is 1 minus it). Where pixels are pasted, label
+        weights match the area actually pasted, not the lambda requested.
     """
 
     draws: int
@@ -34,10 +34,10 @@ def mixup(
 
 
 def cutmix(first, second, lam, draws):
-    """Pastes the second's box at its own place into the first (Yun et al. 2019).
+    """Pastes a box of the second into the same place of the first (Yun et al. 2019).
 
-    The box has (1 - lam) of the area, the image's proportions and its centre anywhere;
-    what reaches over the border is lost.
+    The box has (1 - lam) of the area, the image's proportions and its centre anywhere
+    in the image; what extends beyond the border is cut off.
     """
     height, width = first.shape[-3:-1]
     part = tf.sqrt(1.0 - lam)
@@ -53,9 +53,9 @@ def cutmix(first, second, lam, draws):
 
 
 def resizemix(first, second, lam, draws):
-    """Pastes the whole second, made smaller, anywhere into the first (Qin et al. 2020).
+    """Pastes the whole second, shrunk, anywhere into the first (Qin et al. 2020).
 
-    It then has (1 - lam) of the area.
+    The shrunk image has (1 - lam) of the area.
     """
     height, width = first.shape[-3:-1]
     inside, scales = [], []
@@ -71,9 +71,9 @@ def resizemix(first, second, lam, draws):
 def fmix(first, second, lam, draws):
     """Keeps the first where a smooth random field is high (Harris et al. 2020).
 
-    The field's amplitude falls with the third power of its frequency; the frequencies
-    above the eighth, together a hundredth of it, are left out. A quantile of the field
-    makes the share of the first lam, to a pixel.
+    The field's amplitude falls with the third power of the frequency; the frequencies
+    above the eighth, together a hundredth of it, are left out. The field is cut at a
+    quantile, so that the first covers a fraction lam of the image, to within a pixel.
     """
     height, width = first.shape[-3:-1]
     rows, columns = (_waves(size) for size in (height, width))
@@ -89,12 +89,12 @@ def maskmix(first, second, lam, draws):
     chosen = _largest(tf.reshape(draws, [*_leading(draws), _GRID, _GRID]), lam)
     rows, columns = (
         np.arange(size) * _GRID // size for size in (height, width)
-    )  # of which square a pixel is
+    )  # which square each pixel belongs to
     mask = tf.gather(tf.gather(chosen, rows, axis=-2), columns, axis=-1)
     return _paste(first, second, ~mask)
 
 
-_GRID = 4  # squares a side
+_GRID = 4  # squares per side
 _FREQUENCIES = 8
 _WAVES = 2 * _FREQUENCIES + 1  # a constant, cosines and sines
 _frequency = np.r_[0, np.repeat(np.arange(1, _FREQUENCIES + 1), 2)]
@@ -111,14 +111,14 @@ MIXERS = {
 
 
 def parse_mixer(text: str) -> Mixer:
-    """Makes the mixer that a text names.
+    """Returns the mixer that a text names.
 
     Args:
-      text: a key of MIXERS; or several with the probabilities with which each pair is
-        given to one of them, "mixup:0.5,cutmix:0.5".
+      text: a key of MIXERS; or several keys, each with the probability that a pair is
+        given to it, such as "mixup:0.5,cutmix:0.5".
 
     Raises:
-      DPMixError: unknown names, or probabilities that do not add up to 1.
+      DPMixError: a name is unknown, or the probabilities do not add up to 1.
     """
     names, _, numbers = zip(
         *(one.partition(":") for one in text.split(",")), strict=True
@@ -139,7 +139,7 @@ def parse_mixer(text: str) -> Mixer:
 
 
 def _choice(mixers: list[Mixer], bounds: np.ndarray) -> Mixer:
-    """Gives each pair to one of several mixers; all are computed and one is kept."""
+    """Gives each pair to one of several mixers: computes all of them and keeps one."""
 
     def blend(first, second, lam, draws):
         which = tf.searchsorted(
@@ -161,7 +161,7 @@ def _choice(mixers: list[Mixer], bounds: np.ndarray) -> Mixer:
 
 
 def _paste(first, second, mask):
-    """The second where the mask, bool [...,H,W], is set; the first's share."""
+    """The second where the mask, bool [...,H,W], is set; the share of the first."""
     share = 1.0 - tf.reduce_mean(tf.cast(mask, tf.float32), axis=(-2, -1))
     return tf.where(mask[..., tf.newaxis], second, first), share
 
@@ -178,9 +178,9 @@ def _row(mask):
 
 
 def _resizing(size: int, start, extent):
-    """Weights that bring a side of `size` pixels to `extent` from `start` on.
+    """Weights that shrink a side of `size` pixels to `extent` pixels from `start` on.
 
-    Linear interpolation, as wide as the side becomes smaller: [...,size,size].
+    Linear interpolation, widened by the shrinking factor: [...,size,size].
     """
     factor = size / tf.maximum(extent, 1.0)[..., tf.newaxis, tf.newaxis]
     pixels = tf.range(size, dtype=tf.float32)
@@ -192,7 +192,7 @@ def _resizing(size: int, start, extent):
 
 
 def _waves(size: int) -> np.ndarray:
-    """A constant, cosines and sines over a side: float32 [size,_WAVES]."""
+    """A constant, cosines and sines along a side: float32 [size,_WAVES]."""
     angles = (
         2 * np.pi * np.outer(np.arange(size) / size, np.arange(1, _FREQUENCIES + 1))
     )
@@ -201,7 +201,7 @@ def _waves(size: int) -> np.ndarray:
 
 
 def _largest(values, lam):
-    """Sets the round(lam * H * W) largest of each [...,H,W]."""
+    """Marks the round(lam * H * W) largest values of each [...,H,W]."""
     leading, count = _leading(values, 2), values.shape[-2] * values.shape[-1]
     flat = tf.reshape(values, [*leading, count])
     rank = tf.argsort(tf.argsort(flat, direction="DESCENDING"))
@@ -210,13 +210,13 @@ def _largest(values, lam):
 
 
 def _leading(values, last: int = 1) -> list:
-    """The sizes of all but the last axes."""
+    """The sizes of all axes but the last ones."""
     shape = tf.shape(values)
     return [shape[axis] for axis in range(values.shape.rank - last)]
 
 
-# Candidates for each Gamma variate: at most one in twenty is turned down, so that all
-# eight are about once in 4e10 draws; the last one is then taken as it is.
+# Candidates for each Gamma variate: at most one in twenty is rejected, so all eight are
+# rejected about once in 4e10 draws; then the last one is used anyway.
 _CANDIDATES = 8
 # Uniform numbers that one draw of `beta` uses.
 BETA_DRAWS = 2 * (2 * _CANDIDATES + 1)
@@ -226,11 +226,12 @@ def beta(draws: tf.Tensor, alpha: float) -> tf.Tensor:
     """Draws lambda ~ Beta(alpha, alpha).
 
     A Beta variate is a ratio of Gamma variates, and Gamma(alpha) underflows to 0 for
-    small alpha: 0/0. Here the logarithms are compared: Gamma(alpha) has the law of
-    Gamma(alpha + 1) * U**(1/alpha) (Devroye 1986, chapter IX.3), whose logarithm is
-    finite, and lambda = sigmoid(log G1 - log G2). Gamma(alpha + 1) is drawn by
-    rejection (Marsaglia and Tsang 2000) from a fixed number of candidates, for all
-    examples at once: TensorFlow's own sampler takes one seed a call.
+    small alpha, which would give 0/0. Here the logarithms are compared instead:
+    Gamma(alpha) has the distribution of Gamma(alpha + 1) * U**(1/alpha) (Devroye 1986,
+    chapter IX.3), whose logarithm is finite, and lambda = sigmoid(log G1 - log G2).
+    Gamma(alpha + 1) is drawn by rejection (Marsaglia and Tsang 2000) from a fixed
+    number of candidates, for all examples at once: TensorFlow's own sampler takes one
+    seed per call.
 
     Args:
       draws: uniform numbers in [0, 1), float32 [...,BETA_DRAWS].
@@ -246,7 +247,7 @@ def beta(draws: tf.Tensor, alpha: float) -> tf.Tensor:
 def _log_gamma(draws: tf.Tensor, alpha: float) -> tf.Tensor:
     """Logarithms of Gamma(alpha) variates, [...], from uniform numbers."""
     proposal, decision, power = tf.split(draws, [_CANDIDATES, _CANDIDATES, 1], axis=-1)
-    # The middle of its cell: neither 0 nor 1, where the normal quantile is infinite.
+    # The middle of the number's cell: never 0 or 1, where the quantile is infinite.
     normal = tf.math.ndtri(proposal + 2.0**-24)
     d = alpha + 1.0 - 1.0 / 3.0
     log_cube = 3.0 * tf.math.log(tf.maximum(1.0 + normal / (9.0 * d) ** 0.5, 1e-30))

@@ -1,4 +1,4 @@
-"""Mixup across private examples: a baseline that shows why DP-Mix does not do it."""
+"""Mixup across private examples: a baseline that shows why DP-Mix avoids it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,22 +20,22 @@ from dpmix_tf.views.maker import check_settings
 class NaiveMixup:
     """Blends *different* private examples within microbatches (DP-Mix, section 3.1).
 
-    Each example joins one of B / m microbatches, B being the expected batch size, by a
-    draw of its own: whether it is there moves no other. Each microbatch becomes m
-    views, blends of two of its members; their mean gradient is clipped once. One
-    example more or less replaces its microbatch's gradient by another, each no longer
-    than the clip norm: the sum moves by up to twice that, and noise is calibrated for
-    it (PrivacyPlan.sensitivity). m times fewer gradients under twice the noise: it
-    loses.
+    Each example joins one of B / m microbatches, where B is the expected batch size, by
+    its own random draw, so its presence moves no other example. Each microbatch becomes
+    m views, blends of two of its members; their mean gradient is clipped once. Adding
+    or removing one example replaces its microbatch's gradient by another, each no
+    longer than the clip norm: the sum moves by up to twice that norm, and the noise is
+    calibrated for it (PrivacyPlan.sensitivity). With m times fewer gradients under
+    twice the noise, it is a deliberately weak baseline.
 
-    The sum is divided by B all the same; for steps of the size that other view makers
-    take, multiply the learning rate by m.
+    The sum is nevertheless divided by B; for steps as large as those of other view
+    makers, multiply the learning rate by m.
 
     Attributes:
-      microbatch: m, 2 or more; a microbatch's true size varies around it.
+      microbatch: m, 2 or more; the actual size of a microbatch varies around it.
       alpha: Beta parameter of lambda, above 0.
       augment: base augmentation of every partner.
-      padding: of crops.
+      padding: padding of crops, in pixels.
     """
 
     microbatch: int
@@ -51,7 +51,7 @@ class NaiveMixup:
     views_per_example: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be mixed."""
+        """Refuses invalid settings."""
         hold_plain_values(self)
         if self.microbatch < 2:
             raise DPMixError(
@@ -62,7 +62,7 @@ class NaiveMixup:
 
     @property
     def views_per_record(self) -> int:
-        """Views whose mean gradient is clipped as one: m."""
+        """Number of views whose mean gradient is clipped as a unit: m."""
         return self.microbatch
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class NaiveMixup:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "NaiveMixup":
-        """Makes what `to_dict` described."""
+        """Makes the maker that `to_dict` described."""
         return cls(**values)
 
     def records(
@@ -83,13 +83,13 @@ class NaiveMixup:
         seed: tf.Tensor,
         expected_batch_size: float,
     ) -> Records:
-        """Says what is clipped as one, see views.base: here the microbatches."""
+        """Returns what is clipped as a unit, see views.base: here the microbatches."""
         count = max(1, round(expected_batch_size / self.microbatch))
         chances = randomness.uniform(randomness.fold_in_each(seed, ids), 1)[:, 0]
         assigned = tf.cast(chances * count, tf.int32)
         members = tf.argsort(assigned, stable=True)
         bounds = tf.searchsorted(tf.gather(assigned, members), tf.range(count + 1))
-        # A last, empty row, which the views of empty microbatches are made of.
+        # A last row of zeros, from which the views of empty microbatches are made.
         members = tf.concat([members, [tf.shape(members)[0]]], 0)
         images = tf.pad(images, [[0, 1], [0, 0], [0, 0], [0, 0]])
         labels = tf.pad(labels, [[0, 1], [0, 0]])
@@ -125,7 +125,7 @@ class NaiveMixup:
             lam = mixers.beta(beta, self.alpha)
             views, weight = mixers.mixup(partners[:, :, 0], partners[:, :, 1], lam)
             theirs, weight = tf.gather(labels, rows), weight[..., tf.newaxis]
-            # Labels of zeros, as of an empty microbatch, make no loss and no gradient.
+            # Labels of zeros, as for an empty microbatch, give no loss and no gradient.
             return views, weight * theirs[:, :, 0] + (1 - weight) * theirs[:, :, 1]
 
         return Records((tf.range(count),), make_views)

@@ -1,4 +1,4 @@
-"""The published methods, by name: view makers with the paper's counts.
+"""The published methods by name: view makers with the paper's numbers of views.
 
 Each takes any other attribute of ViewMaker by keyword, such as padding=1.
 """
@@ -30,10 +30,10 @@ def dp_mix_self(*, mixed: int = 18, **settings: Any) -> ViewMaker:
 def dp_mix_diff(
     *, pool: SyntheticPool, synthetic: int = 2, **settings: Any
 ) -> ViewMaker:
-    """DP-Mix_Diff (Bao et al. 2023): the pool's images join the blends."""
+    """DP-Mix_Diff (Bao et al. 2023): images of a public pool join the blends."""
     return dp_mix_self(pool=pool, synthetic=synthetic, **settings)
 
 
 def naive_mixup(*, microbatch: int, **settings: Any) -> NaiveMixup:
-    """A blend of different examples, at twice the sensitivity; a weak baseline."""
+    """A blend of different examples, at twice the sensitivity: a weak baseline."""
     return NaiveMixup(microbatch=microbatch, **settings)

@@ -1,4 +1,4 @@
-"""A picture of one example's views, like the paper's method figure."""
+"""Draws one example's views, like the paper's method figure."""
 
 import dataclasses
 import math
@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from dpmix_tf import plotting
+from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_atomic
 from dpmix_tf.pixels import as_float
 from dpmix_tf.privacy import randomness
+from dpmix_tf.views.base import Views
 from dpmix_tf.views.maker import ViewMaker
 
 _COLUMNS = 9
 
 
 def draw_views(
-    make_views: ViewMaker,
+    make_views: Views,
     image: np.ndarray,
     label: int,
     class_names: Sequence[str],
@@ -25,16 +27,21 @@ def draw_views(
     seed: int,
     path: str | Path,
 ) -> None:
-    """Draws the example, its base, synthetic and mixed views, labels under them.
+    """Draws the example and its base, synthetic and mixed views, with their labels.
 
     Args:
       make_views: makes the views.
       image: [H,W,C], uint8 or float.
       label: index into class_names.
-      class_names: one name a class.
-      seed: of the views.
+      class_names: one name per class.
+      seed: the seed of the views.
       path: PNG file to write.
+
+    Raises:
+      DPMixError: views of several examples blended: naive mixup.
     """
+    if not isinstance(make_views, ViewMaker):
+        raise DPMixError("Naive mixup has no views of one example to be drawn.")
     pyplot = plotting.pyplot()
     key = randomness.derive(seed, "views")
     one_hot = np.eye(len(class_names), dtype=np.float32)[label]

@@ -1,4 +1,4 @@
-"""Makers of views from what configs and saved models say of them."""
+"""Builds makers of views from configs and saved models."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,12 +15,12 @@ _KINDS: dict[str, type[ViewMaker] | type[NaiveMixup]] = {
 
 
 def kind_of(settings: Mapping[str, Any]) -> type[ViewMaker] | type[NaiveMixup]:
-    """Returns the class that `config.views` asks for; it says the sensitivity."""
+    """Returns the class that `config.views` selects; it determines the sensitivity."""
     return ViewMaker if settings["microbatch"] is None else NaiveMixup
 
 
 def count_views(settings: Mapping[str, Any]) -> int:
-    """Returns K of what `config.views` describes; needs no pool."""
+    """Returns K of the maker that `config.views` describes; needs no pool."""
     if kind_of(settings) is NaiveMixup:
         return NaiveMixup.views_per_example
     counts = {name: settings[name] for name in ("base", "mixed", "synthetic")}
@@ -32,10 +32,10 @@ def make_views(settings: Mapping[str, Any], pool: SyntheticPool | None = None) -
 
     Args:
       settings: the fields of ViewMaker, and `microbatch`: None, or m for NaiveMixup.
-      pool: of synthetic images, where settings ask for some.
+      pool: the pool of synthetic images, if the settings require one.
 
     Raises:
-      DPMixError: settings that make no views, or that contradict each other.
+      DPMixError: the settings make no views, or contradict each other.
     """
     kind, settings = kind_of(settings), dict(settings)
     microbatch = settings.pop("microbatch")
@@ -58,10 +58,10 @@ def make_views(settings: Mapping[str, Any], pool: SyntheticPool | None = None) -
 
 
 def from_dict(values: Mapping[str, Any]) -> Views:
-    """Makes what a view maker's `to_dict` described.
+    """Makes the maker of views that a `to_dict` described.
 
     Raises:
-      DPMixError: an unknown kind, or a pool that is gone or has changed.
+      DPMixError: the kind is unknown, or the pool is missing or has changed.
     """
     values = dict(values)
     kind = values.pop("kind", None)

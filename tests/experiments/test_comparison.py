@@ -15,11 +15,11 @@ def test_differences_are_of_pairs_and_say_whether_they_are_resolved():
     clear = paired_difference(50 + noise + [1, 1.1, 0.9, 1, 1.2, 0.8], 50 + noise)
     assert clear.mean == pytest.approx(1.0)
     assert 0.5 < clear.low < 1.0 < clear.high < 1.5  # the seeds' noise is gone
-    assert clear.resolved and clear.sentence("a", "b").endswith(": resolved.")
+    assert clear.resolved and clear.sentence("a", "b").endswith(": significant.")
     assert "a is 1.00 points above b" in clear.sentence("a", "b")
     unclear = paired_difference([1, -1, 0.5, -1.0], [0, 0, 0, 0])
     assert not unclear.resolved
-    assert unclear.sentence("a", "b").endswith(": not resolved.")
+    assert unclear.sentence("a", "b").endswith(": not significant.")
     assert "below" in unclear.sentence("a", "b")
     alone = paired_difference([2.0], [1.0])
     assert alone.low is None and not alone.resolved

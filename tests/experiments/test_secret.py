@@ -94,7 +94,7 @@ def test_a_secret_that_is_gone_replaced_or_damaged_is_not_drawn_again(tmp_path):
         open_secret(tmp_path, public=False)
     assert not path.exists()
     path.write_text(json.dumps({"secret": "ab" * 32}))
-    with pytest.raises(DPMixError, match="is another secret") as error:
+    with pytest.raises(DPMixError, match="holds a different secret") as error:
         open_secret(tmp_path, public=False)
     assert "abab" not in str(error.value)
     for damaged in ("", "[1]", text[:40], '{"secret": "abcdef"}', "\xff"):
@@ -165,5 +165,5 @@ def test_a_run_is_given_the_seed_of_its_number_in_every_arm(tmp_path):
     begun(other)
     name = Run("plain", 8.0, 1, (), False).name
     shutil.copytree(tmp_path / name, other / name)
-    with pytest.raises(DPMixError, match="begun under another secret"):
+    with pytest.raises(DPMixError, match="started with a different secret"):
         secret.seed_of_run(other / name)

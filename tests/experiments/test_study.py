@@ -57,9 +57,9 @@ def test_arms_make_the_published_numbers_of_views():
     [
         ({"epsilons": ()}, "needs some of the arms plain, mixed"),
         ({"seeds": 0}, "needs some of the arms"),
-        ({"baseline": "nobody"}, "baseline must be of plain, mixed"),
+        ({"baseline": "nobody"}, "baseline must be among plain, mixed"),
         ({"order": ("plain",)}, "order must name"),
-        ({"equal_compute": ("plain", "mixd")}, "equal_compute must be of"),
+        ({"equal_compute": ("plain", "mixd")}, "equal_compute must be among"),
         ({"ablations": (("views.bass", ("plain",)),)}, "views.bass = None"),
         ({"ablations": (("views.mixer", ("plain",)),)}, "expected a number"),
         ({"tune": {"optimizer": {"learning_rate": 1.0}}}, "must be a tuple"),

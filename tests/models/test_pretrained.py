@@ -299,7 +299,7 @@ def test_a_saved_model_can_be_the_encoder(tmp_path):
     with pytest.raises(DPMixError, match="give network.image_size"):
         build(tmp_path / "saved")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DPMixError, match="is no SavedModel"):
+    with pytest.raises(DPMixError, match="is not a SavedModel"):
         build(tmp_path / "empty", image_size=24)
 
 
@@ -340,8 +340,8 @@ def test_grey_images_fit_an_encoder_of_colours():
         ({"trainable": "some"}, "head, last_blocks, all"),
         ({"trainable": "last_blocks", "blocks": 4}, "from 1 to 3"),
         ({"encoder": "resnet"}, "clip_vit_b16"),
-        ({"encoder": __file__}, "does not load"),
-        ({"text_embeddings": __file__}, "holds no array"),
+        ({"encoder": __file__}, "cannot be loaded"),
+        ({"text_embeddings": __file__}, "does not hold an array"),
         ({"weights": "nowhere.h5"}, "nowhere.h5"),
         ({"channels": 2}, "2"),
     ],
@@ -379,7 +379,7 @@ def test_texts_start_the_head_as_the_zero_shot_classifier(tmp_path):
     )
     np.testing.assert_allclose(direct(images), 100 * cosines, rtol=1e-3, atol=1e-3)
     np.save(tmp_path / "texts.npy", texts[:3])
-    with pytest.raises(DPMixError, match="one embedding a class"):
+    with pytest.raises(DPMixError, match="one embedding per class"):
         build("clip_vit_b16", text_embeddings=str(tmp_path / "texts.npy"))
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dpmix_tf import auditing
 from dpmix_tf.data import load_dataset
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.training import Trainer, auditing, restore_network
+from dpmix_tf.training import Trainer, restore_network
 from dpmix_tf.training.restore import restore_data
 from tests.training.test_trainer import small_config
 

@@ -376,3 +376,23 @@ def test_nothing_of_an_abandoned_update_is_applied(source):
     assert model.updates == 2
     for old, new in zip(before, after, strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_a_source_is_sampled_by_the_plan_and_evaluated_in_order(source):
+    plan = plan_for(len(source), batch=8, updates=4)
+    by_source, by_batches = compiled(plan, seed=3), compiled(plan, seed=3)
+    by_source.set_weights(by_batches.get_weights())
+    history = by_source.fit(
+        source, steps_per_epoch=2, epochs=2, validation_data=source, verbose=0
+    )
+    by_batches.fit(PoissonBatches(source, plan, seed=3), verbose=0)
+    for one, other in zip(weights(by_source), weights(by_batches), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(history.history["val_accuracy"]) == 2
+    images, labels = source.arrays()
+    assert len(images) == len(labels) == len(source)
+    np.testing.assert_allclose(
+        by_source.evaluate(source, verbose=0),
+        by_source.evaluate(images, labels, verbose=0),
+        rtol=1e-5,
+    )

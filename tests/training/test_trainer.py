@@ -12,7 +12,7 @@ import pytest
 
 from dpmix_tf import files
 from dpmix_tf.data import ExampleSource
-from dpmix_tf.errors import DPMixError
+from dpmix_tf.errors import DivergedError, DPMixError
 from dpmix_tf.privacy import PrivacyPlan
 from dpmix_tf.privacy.ledger import SHARED_SEED
 from dpmix_tf.training import Trainer, checkpoints, default_config, restore_network
@@ -421,3 +421,17 @@ def test_killed_at_random_moments_it_ends_with_the_very_same_weights(tmp_path):
     assert events(killed) == events(whole)
     for name, array in last_arrays(whole).items():
         np.testing.assert_array_equal(array, last_arrays(killed)[name], name)
+
+
+def test_a_run_that_diverges_stops_and_keeps_the_checkpoint_before(tmp_path):
+    config = small_config()
+    config.optimizer.learning_rate = 1e38
+    trainer = Trainer(config, tmp_path)
+    with pytest.raises(DivergedError, match="epsilon = .* spent"):
+        trainer.run()
+    spent = read(tmp_path, "privacy.json")
+    assert 0 < spent["updates"] == trainer.model.updates < 8
+    arrays, metadata = checkpoints.load_latest(tmp_path / "checkpoints")
+    assert metadata["updates"] < spent["updates"]
+    assert all(np.isfinite(array).all() for array in arrays.values())
+    assert "NaN" not in (tmp_path / "privacy.json").read_text()
