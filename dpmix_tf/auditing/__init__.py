@@ -1,4 +1,4 @@
-"""Attacks on training runs and trained models: lower bounds on epsilon."""
+"""Attacks on training runs and trained models, and lower bounds on epsilon."""
 
 from dpmix_tf.auditing.bounds import Bound, Roc
 from dpmix_tf.auditing.membership import attack_membership

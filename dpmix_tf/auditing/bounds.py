@@ -1,20 +1,20 @@
 """Empirical lower bounds on epsilon: what an attack on a run has shown.
 
-An attack scores canaries, records that were each put in or left out by a fair coin; a
-higher score says "it was in". How well scores tell the two apart bounds epsilon from
-below, with a confidence. A bound above the claimed epsilon refutes the claim. A bound
-below it proves nothing: a better attack may exist.
+An attack scores canaries: records that were each included or left out by a fair coin. A
+higher score means "it was in". How well the scores tell the two apart bounds epsilon
+from below, at a given confidence. A bound above the claimed epsilon refutes the claim.
+A bound below it proves nothing: a better attack may exist.
 
-Three bounds, from the one that assumes least to the strongest:
+There are three bounds, from the one with the weakest assumptions to the strongest:
 
-- `one_run_bound` (Steinke, Nasr and Jagielski 2023, theorem 5.2): all canaries were in
-  one run and may have influenced each other.
+- `one_run_bound` (Steinke, Nasr and Jagielski 2023, theorem 5.2): all canaries belong
+  to one run and may have influenced each other.
 - `clopper_pearson_bound` (Nasr et al. 2021, section 4): scores are independent, as from
   many runs with one canary each.
 - `gaussian_bound`: scores are independent, and the run is a subsampled Gaussian
-  mechanism with the plan's sampling and updates and unknown noise (after Nasr et al.
-  2023, section 4). For a run that keeps its plan both hold, so that a bound above the
-  claim refutes it all the same.
+  mechanism with the plan's sampling and updates but unknown noise (after Nasr et al.
+  2023, section 4). Both assumptions hold for a run that follows its plan, so a bound
+  above the claim still refutes it.
 """
 
 import dataclasses
@@ -28,10 +28,10 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import accounting
 from dpmix_tf.privacy.plan import PrivacyPlan
 
-# Shares of the canaries that one_run_bound may guess; the rest are passed over.
+# Fractions of the canaries that one_run_bound may guess; it abstains on the rest.
 _GUESSED_SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 
-# Share of the scores on which a threshold is chosen; the others are counted.
+# Fraction of the scores used to choose the threshold; the rates come from the others.
 _FOR_THRESHOLD = 0.2
 
 _MOST_EPSILON = 100.0
@@ -42,10 +42,10 @@ class Bound:
     """A lower bound on epsilon.
 
     Attributes:
-      method: which of this module's bounds.
+      method: which of this module's bounds it is.
       epsilon: the bound, 0 or more.
-      confidence: of epsilon being at least that, in (0, 1).
-      evidence: the counts that it rests on, in words.
+      confidence: that epsilon is at least the bound, in (0, 1).
+      evidence: the counts behind it, in words.
     """
 
     method: str
@@ -61,37 +61,38 @@ def check_confidence(confidence: float) -> None:
 
 
 def check_scores(scores: np.ndarray, included: np.ndarray) -> None:
-    """Refuses scores that nothing can be concluded from.
+    """Refuses scores from which nothing can be concluded.
 
     Raises:
       DPMixError: shapes differ, a score is NaN, or all canaries are on one side.
     """
     if scores.ndim != 1 or scores.shape != included.shape:
         raise DPMixError(
-            "scores and included must have one entry a canary; received shapes "
+            "scores and included must have one entry per canary; received shapes "
             f"{scores.shape} and {included.shape}."
         )
     if np.isnan(scores).any():
         raise DPMixError(f"{int(np.isnan(scores).sum())} scores are NaN.")
     if not 0 < included.sum() < len(included):
         raise DPMixError(
-            f"All {len(included)} canaries are on one side; use more canaries."
+            f"All {len(included)} canaries are on one side (in or out); use more "
+            "canaries."
         )
 
 
 def one_run_bound(
     scores: np.ndarray, included: np.ndarray, *, delta: float, confidence: float = 0.95
 ) -> Bound:
-    """Bounds epsilon from canaries of one run, whatever they do to each other.
+    """Bounds epsilon from the canaries of one run, however they affect each other.
 
-    The highest scores are guessed to be in, as many of the lowest to be out. How many
-    are guessed is chosen afterwards among a few shares, which the confidence pays for
-    (Bonferroni).
+    The highest scores are guessed to be in, and equally many of the lowest to be out.
+    The number of guesses is chosen afterwards from a few options; the confidence is
+    corrected for that (Bonferroni).
 
     Args:
       scores: float [m].
       included: bool [m], independent fair coins.
-      delta: at which epsilon is meant.
+      delta: the delta of the bounded epsilon.
       confidence: in (0, 1).
 
     Returns:
@@ -120,10 +121,10 @@ def one_run_bound(
 def _one_run_epsilon(
     count: int, guesses: int, correct: int, delta: float, level: float
 ) -> float:
-    """Largest epsilon at which so many right guesses are less likely than `level`."""
+    """Largest epsilon at which that many right guesses are unlikelier than `level`."""
 
     def likelihood(epsilon: float) -> float:
-        right = special.expit(epsilon)  # P[a guess is right], at most
+        right = special.expit(epsilon)  # upper bound on P[a guess is right]
         tail = stats.binom.sf(correct - 1, guesses, right)
         below = stats.binom.pmf(np.arange(correct - 1, -1, -1), guesses, right)
         excess = np.cumsum(below) / np.arange(1, correct + 1)
@@ -145,12 +146,12 @@ def clopper_pearson_bound(
     delta: float,
     confidence: float = 0.95,
 ) -> Bound:
-    """Bounds epsilon from independent scores, by rates at a threshold.
+    """Bounds epsilon from independent scores, by the error rates at a threshold.
 
     Args:
       scores: float [m], in random order: the first fifth chooses the threshold.
       included: bool [m].
-      delta: at which epsilon is meant.
+      delta: the delta of the bounded epsilon.
       confidence: in (0, 1).
 
     Returns:
@@ -177,22 +178,21 @@ def gaussian_bound(
 ) -> Bound:
     """Bounds epsilon from independent scores of a run with unknown Gaussian noise.
 
-    Every noise multiplier has a trade-off curve (that of the plan's sampling and
-    updates); those under which the rates seen could not be are ruled out. The bound is
-    epsilon at the smallest that is ruled out.
+    With the plan's sampling and updates, every noise multiplier has a trade-off curve.
+    Noise multipliers whose curve the observed rates violate are ruled out. The bound is
+    epsilon at the smallest noise multiplier that is ruled out.
 
     Args:
       scores: float [m], in random order: the first fifth chooses the threshold.
       included: bool [m].
-      plan: sampling, updates and delta; its noise is only where the search starts.
+      plan: gives sampling, updates and delta; its noise only starts the search.
       confidence: in (0, 1).
 
     Returns:
-      The bound; at most about ten times the plan's epsilon, beyond which the search
-      does not go.
+      The bound, at most about ten times the plan's epsilon: the search stops there.
 
     Raises:
-      DPMixError: see `check_scores`; or a plan without noise.
+      DPMixError: see `check_scores`; or the plan has no noise.
     """
     if not plan.noise_multiplier > 0:
         raise DPMixError("gaussian_bound needs a plan with noise_multiplier > 0.")
@@ -207,7 +207,7 @@ def gaussian_bound(
         epsilons, deltas = _privacy_curve(plan, noise)
         return rates.impossible(epsilons, deltas)
 
-    # Ruled out from some noise upwards: bisection on a grid.
+    # All noise above some value is ruled out, so bisect on a grid.
     low, high = -_NOISE_STEPS_BELOW, _NOISE_STEPS_ABOVE
     if not ruled_out(high):
         return Bound("Gaussian", 0.0, confidence, rates.evidence)
@@ -225,8 +225,8 @@ def gaussian_bound(
     return Bound("Gaussian", epsilon, confidence, rates.evidence)
 
 
-# Noise multipliers that gaussian_bound tries: the plan's times powers of this, from a
-# quarter of it to eight times it.
+# Noise multipliers that gaussian_bound tries: the plan's times powers of this step,
+# from a quarter to eight times the plan's.
 _NOISE_STEP = 1.01
 _NOISE_STEPS_BELOW, _NOISE_STEPS_ABOVE = 139, 209
 
@@ -241,14 +241,14 @@ def _privacy_curve(plan: PrivacyPlan, noise: float) -> tuple[np.ndarray, np.ndar
 
 @dataclasses.dataclass(frozen=True)
 class _Rates:
-    """Bounds on an attack's rates, both at once with the confidence asked for."""
+    """Bounds on an attack's rates, which hold jointly at the requested confidence."""
 
-    true_low: float  # of "in" among those that were
-    false_high: float  # of "in" among those that were not
+    true_low: float  # of "in" among canaries that were in
+    false_high: float  # of "in" among canaries that were not
     evidence: str
 
     def epsilon(self, delta: float) -> float:
-        """What they show by the definition of (epsilon, delta)."""
+        """The epsilon that these rates imply, by the definition of (epsilon, delta)."""
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = np.array(
                 [
@@ -259,7 +259,7 @@ class _Rates:
             return float(np.log(np.maximum(ratios, 1e-300)).max())
 
     def impossible(self, epsilons: np.ndarray, deltas: np.ndarray) -> bool:
-        """Whether they break any of these (epsilon, delta) guarantees."""
+        """Whether these rates violate any of these (epsilon, delta) guarantees."""
         factors = np.exp(epsilons)
         return bool(
             np.any(self.true_low > factors * self.false_high + deltas)
@@ -268,7 +268,7 @@ class _Rates:
 
 
 def _rates_at_best_threshold(scores, included, confidence, value) -> _Rates:
-    """The rates at the threshold of most `value`, chosen on other scores."""
+    """The rates at the threshold with the largest `value`, chosen on other scores."""
     check_scores(scores, included)
     split = max(2, int(_FOR_THRESHOLD * len(scores)))
     first, rest = (scores[:split], included[:split]), (scores[split:], included[split:])
@@ -280,7 +280,7 @@ def _rates_at_best_threshold(scores, included, confidence, value) -> _Rates:
 
 
 def _rates(scores, included, thresholds, confidence) -> list[_Rates]:
-    """Clopper-Pearson limits at each threshold, half of the doubt for each rate."""
+    """Clopper-Pearson limits at each threshold, each at half the error probability."""
     level = (1 - confidence) / 2
     true, false = (
         len(side) - np.searchsorted(np.sort(side), thresholds, side="right")
@@ -304,11 +304,11 @@ def _rates(scores, included, thresholds, confidence) -> list[_Rates]:
 
 @dataclasses.dataclass(frozen=True)
 class Roc:
-    """How an attack trades true for false positives.
+    """How an attack trades true positives against false positives.
 
     Attributes:
       false_positive_rates: float [n], from 0 to 1.
-      true_positive_rates: float [n], at those.
+      true_positive_rates: float [n], at those false positive rates.
       auc: area under the curve.
       auc_interval: its confidence interval (Hanley and McNeil 1982).
       at: false positive rate -> (true positive rate, low, high) by Clopper-Pearson.
@@ -328,13 +328,13 @@ def roc(
     confidence: float = 0.95,
     rates: tuple[float, ...] = (0.001, 0.01),
 ) -> Roc:
-    """Computes an attack's ROC.
+    """Computes an attack's ROC curve.
 
     Args:
-      scores: float [m], higher for "in".
+      scores: float [m], higher means "in".
       included: bool [m].
       confidence: of the intervals, in (0, 1).
-      rates: false positive rates to report the true positive rate at.
+      rates: false positive rates at which to report the true positive rate.
 
     Returns:
       Roc. Ties between scores count half.

@@ -1,16 +1,16 @@
-"""Canaries: records that a fair coin puts into a training run or leaves out.
+"""Canaries: records that a fair coin includes in a training run or leaves out.
 
-Two kinds are trained on beside the private examples:
+Two kinds are trained on alongside the private examples:
 
-- image canaries, which go the whole way: mislabelled images, and images of noise. The
-  attack sees the finished network and scores them by their loss (black box).
-- gradient canaries, whose gradient is one number of the network's weights, ten times
-  longer than the clip norm. They go through sampling, clipping, sum and noise, and
-  move the sum by as much as the plan allows one example to: by the clip norm times the
-  plan's sensitivity. The attack knows everything but the coins, the sampling and the
-  noise, and sees every noisy sum; it scores them by the likelihood ratio of what it
-  sees at that weight (white box; Nasr et al. 2023, section 4.2, call it a Dirac
-  canary).
+- Image canaries go through the whole pipeline: mislabelled images, and images of noise.
+  The attack sees the finished network and scores them by their loss (black box).
+- Gradient canaries have a gradient that is nonzero at a single weight of the network
+  and ten times as long as the clip norm. They go through sampling, clipping, summing
+  and noise, and move the sum by as much as the plan allows one example to: the clip
+  norm times the plan's sensitivity. The attack knows everything but the coins, the
+  sampling and the noise, and sees every noisy sum. It scores them by the likelihood
+  ratio of what it sees at that weight (white box; Nasr et al. 2023, section 4.2, call
+  it a Dirac canary).
 
 A canary that is left out is drawn like the others and then dropped, so that nothing
 else depends on the coin.
@@ -26,8 +26,8 @@ from dpmix_tf.privacy import PrivacyPlan, randomness
 from dpmix_tf.privacy.clipping import ClippedSum
 from dpmix_tf.training.private_step import PrivateStep, Release
 
-_CANARY_LENGTH = 10.0  # clip norms: clipping has something to do
-_RECORDS_HELD = 16_000_000  # numbers, while gradient canaries are added
+_CANARY_LENGTH = 10.0  # clip norms, so that clipping takes effect
+_RECORDS_HELD = 16_000_000  # numbers held at once while gradient canaries are added
 
 
 class CanarySource(ExampleSource):
@@ -35,9 +35,9 @@ class CanarySource(ExampleSource):
 
     Args:
       source: the private examples.
-      images: uint8 or float [n,H,W,C], as the source's.
-      labels: int [n].
-      gradients: how many gradient canaries.
+      images: the image canaries, uint8 or float [n,H,W,C], as in the source.
+      labels: int [n], of the image canaries.
+      gradients: number of gradient canaries.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class CanarySource(ExampleSource):
 
 
 def image_canaries(dataset: Dataset, count: int, random: np.random.Generator):
-    """Test images with wrong labels, and as many images of noise."""
+    """Returns test images with wrong labels, and equally many images of noise."""
     mislabelled = (count + 1) // 2
     classes = len(dataset.class_names)
     if mislabelled > len(dataset.test):
         raise DPMixError(
-            f"image_canaries must be at most {2 * len(dataset.test)}, twice the test "
-            f"images; received: {count}."
+            f"image_canaries must be at most {2 * len(dataset.test)}, twice the number "
+            f"of test images; received: {count}."
         )
     chosen = random.choice(len(dataset.test), mislabelled, replace=False)
     images, labels = dataset.test.read(chosen)
@@ -94,17 +94,17 @@ def image_canaries(dataset: Dataset, count: int, random: np.random.Generator):
 
 
 class CanaryStep(PrivateStep):
-    """PrivateStep that trains on canaries, too, and listens to its own releases.
+    """A PrivateStep that also trains on canaries and scores them by its own releases.
 
-    Releases are scaled up: canaries make the batch larger, and the division by its
-    expected size would slow down training.
+    Releases are scaled up: canaries make the batch larger, and dividing by its expected
+    size would otherwise slow training down.
 
     Args:
-      network: see PrivateStep, as are further keyword arguments.
+      network: see PrivateStep, as for further keyword arguments.
       plan: for examples and canaries together.
-      examples: how many private examples there are; canaries' ids follow.
-      images: how many image canaries.
-      gradients: how many gradient canaries, at most one a trainable weight.
+      examples: number of private examples; the canaries' ids follow theirs.
+      images: number of image canaries.
+      gradients: number of gradient canaries, at most one per trainable weight.
       **settings: of PrivateStep.
     """
 
@@ -122,8 +122,8 @@ class CanaryStep(PrivateStep):
         weights = sum(int(np.prod(v.shape)) for v in network.trainable_variables)
         if gradients > weights:
             raise DPMixError(
-                f"gradient_canaries must be at most {weights}, the network's trainable "
-                f"weights; received: {gradients}."
+                f"gradient_canaries must be at most {weights}, the network's number of "
+                f"trainable weights; received: {gradients}."
             )
         self._examples, self._images, self._weights = examples, images, weights
         places = np.random.default_rng(0).permutation(weights)[:gradients]
@@ -135,22 +135,22 @@ class CanaryStep(PrivateStep):
 
     @property
     def scores(self) -> np.ndarray:
-        """Log-likelihood ratio of each gradient canary's being in, float32 [n]."""
+        """Log-likelihood ratio that each gradient canary was in, float32 [n]."""
         return self._scores.numpy()
 
     def include(self, included: np.ndarray) -> None:
-        """Says which canaries are in: bool, image canaries first."""
+        """Sets which canaries are in: bool, image canaries first."""
         self._included.assign(included)
 
     def noisy_mean(self, batch: Batch) -> Release:
-        """Makes the release, and hears it."""
+        """Makes the release and updates the gradient canaries' scores by it."""
         release = super().noisy_mean(batch)
         self._hear(release.gradients)
         scaled = [part * self._scale for part in release.gradients]
         return release._replace(gradients=scaled)
 
     def clipped_sum(self, images, labels, ids, update) -> ClippedSum:
-        """Adds up examples and canaries, each canary by its coin."""
+        """Adds up the examples, and the canaries that their coins include."""
         canary = tf.cast(ids, tf.int32) - self._examples
         coins = tf.concat([[True], self._included], 0)
         included = tf.gather(coins, tf.maximum(canary + 1, 0))
@@ -171,7 +171,7 @@ class CanaryStep(PrivateStep):
         )
 
     def _sum_of_gradients(self, like, places):
-        """Sums a record for each place: there it is ten clip norms, elsewhere zero."""
+        """Sums one record per place: ten clip norms at that weight, zero elsewhere."""
         chunk = max(1, min(64, _RECORDS_HELD // self._weights))
         sizes = [part.shape.num_elements() for part in like]
 
@@ -204,11 +204,11 @@ class CanaryStep(PrivateStep):
         return total
 
     def _hear(self, noisy):
-        """What a noisy sum says of each gradient canary, added to its score.
+        """Adds to each gradient canary's score what a noisy sum says about it.
 
-        In units of how far one example may move the sum, it is N(0, sigma^2) at a
-        canary's weight, and N(1, sigma^2) where the canary was drawn, with probability
-        q if it is in.
+        In units of how far one example may move the sum, the value at a canary's weight
+        is N(0, sigma^2), or N(1, sigma^2) if the canary was drawn, which happens with
+        probability q if it is in.
         """
         plan = self.plan
         seen = _flat(noisy) * plan.expected_batch_size - self._without_canaries
@@ -222,9 +222,9 @@ class CanaryStep(PrivateStep):
         self._scores.assign_add(ratio)
 
     def start_again(self, seed: randomness.Seed) -> None:
-        """Back to before the first update, with another seed.
+        """Returns to the state before the first update, with another seed.
 
-        Runs are audited one by one, and none is released: nothing adds up.
+        Each run is audited on its own and none is released, so costs do not add up.
         """
         self.account._next.assign(0)
         self.view_stream.seed.assign(randomness.derive(seed, "views"))

@@ -9,11 +9,11 @@ from dpmix_tf.auditing.bounds import Roc, check_confidence, roc
 from dpmix_tf.pixels import as_float
 from dpmix_tf.training.restore import restore_data, restore_network
 
-_MOST_MEMBERS = 5_000  # of each side
+_MOST_MEMBERS = 5_000  # on each side
 
 
 def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the cross-entropy of logits [n,classes] and labels [n]: [n]."""
+    """Returns the cross-entropy, [n], of logits [n,classes] and labels [n]."""
     return special.logsumexp(logits, 1) - logits[np.arange(len(labels)), labels]
 
 
@@ -23,23 +23,23 @@ def attack_membership(
     data_dir: str | None = None,
     confidence: float = 0.95,
 ) -> dict[str, Roc]:
-    """Tells a finished run's training examples from test examples, as far as it can.
+    """Tries to tell a finished run's training examples from its test examples.
 
-    Two scores, neither of which trains other networks: the loss (Yeom et al. 2018); and
-    how far the true class's log-odds lie above those of other examples of the class,
-    in their standard deviations (the global, offline form of LiRA, Carlini et al. 2022,
-    with half of the test set in the shadow models' place).
+    It uses two scores, neither of which needs other networks to be trained: the loss
+    (Yeom et al. 2018); and how far the true class's log-odds lie above those of other
+    examples of the class, in their standard deviations (the global, offline form of
+    LiRA, Carlini et al. 2022, with half of the test set in place of shadow models).
 
     Args:
       workdir: of a run.
-      data_dir: where the data lies now; default where it was for training.
+      data_dir: where the data is now; by default where it was during training.
       confidence: of the intervals, in (0, 1).
 
     Returns:
       Attack -> Roc. At most 5,000 examples of each side are used.
 
     Raises:
-      DPMixError: no run, no checkpoint, or other data.
+      DPMixError: there is no run or no checkpoint, or the data differs.
     """
     check_confidence(confidence)
     network, metadata = restore_network(workdir)
@@ -70,7 +70,7 @@ def attack_membership(
 
 
 def _standardised(odds, labels, reference, reference_labels):
-    """By mean and deviation of the reference's class; by all where it has too few."""
+    """Scores in standard deviations of the class; of all if the class has too few."""
     scores = (odds - reference.mean()) / (reference.std() + 1e-12)
     for label in np.unique(labels):
         of_class = reference[reference_labels == label]

@@ -12,7 +12,7 @@ from dpmix_tf.privacy.plan import round_up
 
 
 def describe_roc(curve: Roc) -> dict[str, Any]:
-    """AUC and true positive rates with their intervals, for JSON."""
+    """Returns the AUC and true positive rates with their intervals, for JSON."""
     return {
         "auc": curve.auc,
         "auc_interval": curve.auc_interval,
@@ -26,12 +26,12 @@ def describe_roc(curve: Roc) -> dict[str, Any]:
 def draw_rocs(
     rocs: dict[str, Roc], path: str | Path, *, claimed: tuple[float, float] | None
 ) -> None:
-    """Draws ROCs with logarithmic axes; and what the claim allows.
+    """Draws ROC curves on logarithmic axes, and the most that the claim allows.
 
     Args:
       rocs: attack -> Roc.
       path: PNG file to write.
-      claimed: (epsilon, delta), above whose line no true rate may lie.
+      claimed: (epsilon, delta), whose line no true rate may exceed; None for no line.
     """
     pyplot = plotting.pyplot()
     figure, axes = pyplot.subplots(figsize=(5.5, 5))
@@ -55,15 +55,15 @@ def draw_rocs(
             np.clip(allowed, 0, 1),
             color="black",
             linewidth=0.8,
-            label=f"most that epsilon = {round_up(epsilon)} allows",
+            label=f"limit for epsilon = {round_up(epsilon)}",
         )
     axes.set(
         xscale="log",
         yscale="log",
         xlim=(1e-4, 1),
         ylim=(1e-4, 1.05),
-        xlabel="share of others taken for members",
-        ylabel="share of members found",
+        xlabel="false positive rate",
+        ylabel="true positive rate",
     )
     axes.legend(fontsize=8, loc="lower right")
     figure.tight_layout()

@@ -1,4 +1,4 @@
-"""Audits of a training run: what attacks by canaries show about its epsilon."""
+"""Audits of a training run: what attacks with canaries show about its epsilon."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ from dpmix_tf.training.build import build_model, make_plan
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """What attacks on a training have shown.
+    """What attacks on a training run have shown.
 
     Attributes:
       claimed: (epsilon, delta) of the plan.
@@ -51,27 +51,27 @@ class Audit:
 
     @property
     def refuted(self) -> bool:
-        """Whether the training spends more than it claims."""
+        """Whether the training run spends more than it claims."""
         return self.epsilon > self.claimed[0]
 
     def verdict(self) -> str:
-        """One sentence."""
+        """Returns the result in words."""
         claimed, delta = self.claimed
         shown = f"epsilon >= {round_down(self.epsilon)} at delta = {delta:g}"
         sure = f"with {self.confidence:.0%} confidence"
         if self.refuted:
             return (
-                f"REFUTED: {sure} this training has {shown}, more than the "
+                f"REFUTED: {sure} this training run has {shown}, more than the "
                 f"{round_up(claimed)} that it claims. Do not publish its weights."
             )
         return (
-            f"Not refuted: {sure} this training has {shown}; it claims "
-            f"{round_up(claimed)}. A stronger attack might show more; it cannot be "
-            "concluded that the claim holds."
+            f"Not refuted: {sure} this training run has {shown}; it claims "
+            f"{round_up(claimed)}. This does not prove the claim: a stronger attack "
+            "might show more."
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; no score of a single example."""
+        """Returns values for JSON, without the score of any single example."""
         return {
             "claimed_epsilon": self.claimed[0],
             "delta": self.claimed[1],
@@ -101,7 +101,7 @@ class _Experiment:
             raise DPMixError(
                 "A plan without noise claims nothing that could be audited."
             )
-        # The same probability and noise for more examples: the same epsilon.
+        # More examples at the same probability and noise cost the same epsilon.
         count = examples + images + gradients
         self.plan = dataclasses.replace(
             self.claimed,
@@ -127,11 +127,11 @@ class _Experiment:
 
     @property
     def step(self) -> CanaryStep:
-        """The model's, which was made as one."""
+        """The model's step, which was made as a CanaryStep."""
         return cast(CanaryStep, self.model.step)
 
     def run(self, included: np.ndarray, seed: int, after_update=None):
-        """Trains once; returns the scores of image and of gradient canaries."""
+        """Trains once; returns the scores of the image and the gradient canaries."""
         self.step.include(included)
         batches = PoissonBatches(self.source, self.plan, seed=seed)
         callback = keras.callbacks.LambdaCallback(
@@ -148,7 +148,7 @@ class _Experiment:
 
 
 def _start_again(experiment: _Experiment, state: list[np.ndarray], seed) -> None:
-    """Puts a model back to before its first update, with another seed."""
+    """Returns a model to its state before the first update, with another seed."""
     for variable, value in zip(_all(experiment.model.state()), state, strict=True):
         variable.assign(value)
     experiment.step.start_again(seed)
@@ -166,12 +166,12 @@ def audit_one_run(
     confidence: float = 0.95,
     seed: int | None = None,
 ) -> Audit:
-    """Trains once, as `config` says, with canaries, and bounds epsilon.
+    """Trains once with canaries, as `config` says, and bounds epsilon.
 
     Args:
       config: see training/config.py; its seed is not used.
-      image_canaries: even, at most twice the test images; 0 for none.
-      gradient_canaries: at most one a trainable weight; 0 for none.
+      image_canaries: even, at most twice the number of test images; 0 for none.
+      gradient_canaries: at most one per trainable weight; 0 for none.
       confidence: of all bounds together, in (0, 1).
       seed: of everything, to repeat an audit.
 
@@ -179,7 +179,7 @@ def audit_one_run(
       Audit.
 
     Raises:
-      DPMixError: a config that does not train, or a number out of range.
+      DPMixError: the config cannot be trained, or a number is out of range.
     """
     check_confidence(confidence)
     if image_canaries + gradient_canaries == 0:
@@ -203,19 +203,19 @@ def audit_many_runs(
 ) -> Audit:
     """Trains many times, each time with or without one canary of each kind.
 
-    Runs start at the same weights and differ in noise, views, sampling and coins.
+    All runs start from the same weights and differ in noise, views, sampling and coins.
 
     Args:
       config: see training/config.py; a run should be short.
       runs: 20 or more. No bound exceeds about log(runs / 4).
-      confidence: see audit_one_run, as are the other arguments.
+      confidence: see audit_one_run.
       seed: of everything.
 
     Returns:
       Audit.
 
     Raises:
-      DPMixError: see audit_one_run; too few runs.
+      DPMixError: see audit_one_run; or there are too few runs.
     """
     check_confidence(confidence)
     if runs < 20:
@@ -246,7 +246,7 @@ def _conclude(
     *,
     independent: bool,
 ) -> Audit:
-    """Bounds from scores; together they hold with the confidence asked for."""
+    """Bounds epsilon from scores; all bounds hold jointly at the given confidence."""
     each = 1 - (1 - confidence) / (2 * len(attacks))
     delta, bounds, rocs = experiment.plan.delta, {}, {}
     for name, (scores, included) in attacks.items():
@@ -260,7 +260,7 @@ def _conclude(
         else:
             found = [one_run_bound(**arguments, delta=delta)]
         if name.startswith("white box"):
-            # Scores of gradient canaries are independent if the plan is kept.
+            # Scores of gradient canaries are independent if the run follows its plan.
             found.append(gaussian_bound(**arguments, plan=experiment.plan))
         bounds[name] = found
         rocs[name] = roc(scores, included, confidence=each)

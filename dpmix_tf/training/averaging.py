@@ -10,7 +10,8 @@ import tensorflow as tf
 class ExponentialMovingAverage:
     """Averages weights over updates, with warm-up (De et al. 2022, appendix C.1).
 
-    After update t (from 0) the average moves by 1 - min(decay, (1 + t) / (10 + t)).
+    After update t (counted from 0), the average moves towards the weights by a fraction
+    1 - min(decay, (1 + t) / (10 + t)).
 
     Args:
       variables: the weights to follow; the average starts at their values.
@@ -31,7 +32,7 @@ class ExponentialMovingAverage:
         ]
 
     def follows(self, variables: list[keras.Variable]) -> bool:
-        """Whether these are still the weights that are averaged."""
+        """Whether these are still the weights being averaged."""
         return [id(variable) for variable in variables] == [
             id(variable) for variable in self._variables
         ]

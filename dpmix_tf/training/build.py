@@ -1,4 +1,4 @@
-"""From a config to the plan, the pool and the model that it describes."""
+"""Makes the plan, the pool and the model that a config describes."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def make_plan(config: ConfigDict, num_examples: int) -> PrivacyPlan:
     """Makes the plan that `config.privacy` asks for.
 
     Raises:
-      DPMixError: not exactly one of epsilon and noise_multiplier is given, or a value
+      DPMixError: both or neither of epsilon and noise_multiplier are given, or a value
         is out of range.
     """
     settings = config.privacy.to_dict()
@@ -40,10 +40,10 @@ def make_plan(config: ConfigDict, num_examples: int) -> PrivacyPlan:
 
 
 def load_pool(config: ConfigDict, dataset: Dataset) -> SyntheticPool | None:
-    """Loads the pool that `config.views` draws from; None where it draws none.
+    """Loads the pool that `config.views` draws from; None if it draws from none.
 
     Raises:
-      DPMixError: no path, or a pool that does not fit the data set, or that holds
+      DPMixError: there is no path, or the pool does not fit the data set or contains
         training images.
     """
     if not config.views.synthetic:
@@ -63,9 +63,9 @@ def load_pool(config: ConfigDict, dataset: Dataset) -> SyntheticPool | None:
 
 
 def _refuse_training_images(pool: SyntheticPool, source: ExampleSource) -> None:
-    """Looks for examples in the pool; among ten thousand of each if there are more.
+    """Looks for training examples in the pool, checking at most ten thousand of each.
 
-    Images that were changed are not found: a pool is public only by where it is from.
+    Altered images are not found: only its origin makes a pool public.
     """
     known = {hash(pool.images[index].tobytes()) for index in _some(len(pool.images))}
     indices = _some(len(source))
@@ -76,23 +76,24 @@ def _refuse_training_images(pool: SyntheticPool, source: ExampleSource) -> None:
     if found:
         raise DPMixError(
             f"The pool holds {found} of the training images themselves. The guarantee "
-            "takes it as public: make it from images that have nothing to do with the "
-            "private ones."
+            "takes the pool as public: make it from images that have nothing to do "
+            "with the private ones."
         )
 
 
 def _some(count: int) -> np.ndarray:
-    """Up to ten thousand indices, evenly spread."""
+    """Returns up to ten thousand evenly spaced indices."""
     return np.unique(np.linspace(0, count - 1, min(count, 10_000)).astype(np.int64))
 
 
 def pin_weights(config: ConfigDict) -> ConfigDict:
     """Returns the config with the digest of the public weights it starts from, if any.
 
-    A run that is resumed, evaluated or exported then finds the same, or says so.
+    When the run is resumed, evaluated or exported, the weights are then checked to be
+    the same.
 
     Raises:
-      DPMixError: there is no such file.
+      DPMixError: the weights file does not exist.
     """
     if config.network.name != "pretrained":
         return config
@@ -113,10 +114,10 @@ def build_model(
     """Builds and compiles the model that a config describes, with new weights.
 
     Raises:
-      DPMixError: the network, its views, its pool or its optimizer is not accepted.
+      DPMixError: the network, its views, its pool or its optimizer is refused.
     """
-    # Initial weights come from the secret seed too: a public, known start would be
-    # fine for privacy, but one seed should repeat the whole run.
+    # Initial weights come from the secret seed too. Publicly known ones would not harm
+    # privacy, but one seed should reproduce the whole run.
     initial = randomness.derive(seed, "initial weights")
     keras.utils.set_random_seed(int(initial[0]) % 2**32)
     arguments = config.network.to_dict()

@@ -1,6 +1,6 @@
-"""Checkpoints: one file each, whole or absent, readable by its owner alone.
+"""Checkpoints: one file each, complete or absent, readable only by the owner.
 
-A checkpoint is an uncompressed .npz of plain arrays (nothing pickled) and one JSON
+A checkpoint is an uncompressed .npz file of plain arrays (nothing pickled) and one JSON
 text. It holds the run's secret seed: whoever reads it can subtract the noise.
 """
 
@@ -26,14 +26,14 @@ def save(
 
     Args:
       folder: existing folder of the run's checkpoints.
-      arrays: what to keep, by name.
+      arrays: the arrays to save, by name.
       metadata: JSON-able; must hold "updates", which names the file.
 
     Returns:
-      The file.
+      The file's path.
 
     Raises:
-      DPMixError: it cannot be written; older checkpoints are untouched.
+      DPMixError: the file cannot be written; older checkpoints are untouched.
     """
     path = folder / f"update_{metadata['updates']:09d}.npz"
     text = np.frombuffer(json.dumps(dict(metadata)).encode(), np.uint8)
@@ -52,20 +52,20 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def load_latest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """Reads the newest whole checkpoint, passing over broken ones with a warning.
+    """Reads the newest intact checkpoint, skipping broken ones with a warning.
 
     Returns:
-      (arrays, metadata), or None where there is no checkpoint at all.
+      (arrays, metadata), or None if there is no checkpoint at all.
 
     Raises:
-      DPMixError: there are checkpoints and every one is broken.
+      DPMixError: there are checkpoints, and every one is broken.
     """
     paths = _newest_first(folder)
     for path in paths:
         try:
             return _load(path)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            # Not its message: that may quote the file, and the seed is in the file.
+            # Not the error's message: it may quote the file, which holds the seed.
             logging.warning(
                 "Checkpoint %s is broken (%s); trying the one before it.",
                 path,
@@ -73,8 +73,9 @@ def load_latest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | 
             )
     if paths:
         raise DPMixError(
-            f"Every checkpoint in {folder} is broken. What they had spent is in "
-            "privacy.json. Restore one from a backup, or start in a new workdir."
+            f"Every checkpoint in {folder} is broken. What the run has spent is in "
+            "privacy.json. Restore a checkpoint from a backup, or start in a new "
+            "workdir."
         )
     return None
 

@@ -1,4 +1,4 @@
-"""What `fit` is asked to do, looked at before anything is spent."""
+"""Checks what `fit` is asked to do before anything is spent."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,19 +12,19 @@ def check_fit_arguments(y: Any, settings: Mapping[str, Any], *, workers: int) ->
     """Refuses arguments of Keras's fit under which the guarantee would not hold.
 
     Args:
-      y: labels; there is no place for them.
+      y: labels; must be None.
       settings: fit's other keyword arguments.
-      workers: processes that train together.
+      workers: number of processes that train together.
 
     Raises:
-      DPMixError: says which, why, and what to do.
+      DPMixError: the message says which argument, why, and what to do.
     """
     for argument in ("validation_split", "class_weight", "sample_weight"):
         if settings.get(argument) is not None:
             raise DPMixError(
-                f"fit takes no {argument}: it would change which examples are "
-                "trained on, or how much, after the plan was made. Cut a "
-                "validation set off before making the plan."
+                f"fit takes no {argument}: after the plan was made, it would change "
+                "which examples are trained on, or how much each one counts. Split "
+                "off a validation set before making the plan."
             )
     if y is not None:
         raise DPMixError("fit takes PoissonBatches(source, plan), not x and y.")
@@ -40,7 +40,7 @@ def check_fit_arguments(y: Any, settings: Mapping[str, Any], *, workers: int) ->
 
 
 def _refuse_private_monitor(callback: Any) -> None:
-    """Refuses a callback that steers by numbers computed without noise."""
+    """Refuses a callback whose decisions depend on numbers computed without noise."""
     monitor = getattr(callback, "monitor", None)
     if isinstance(monitor, str) and monitor.startswith("private_"):
         raise DPMixError(
@@ -52,7 +52,7 @@ def _refuse_private_monitor(callback: Any) -> None:
 
 
 def check_budget(plan: PrivacyPlan, spent: int, asked: int) -> None:
-    """Raises BudgetExhaustedError where more updates are asked for than are left."""
+    """Raises BudgetExhaustedError if more updates are requested than are left."""
     left = plan.updates - spent
     if left <= 0 or asked > left:
         raise BudgetExhaustedError(

@@ -1,4 +1,4 @@
-"""tf.distribute: one process, several devices, or several machines."""
+"""Training with tf.distribute: one process, several devices, or several machines."""
 
 import contextlib
 import json
@@ -23,39 +23,39 @@ from dpmix_tf.privacy.randomness import Seed, as_seed
 
 STRATEGIES = ("none", "mirrored", "multi_worker")
 
-# Seconds: between two attempts to reach the missing workers, until an attempt counts as
-# failed, and between two messages that name them.
+# In seconds: between two attempts to reach the missing workers, until an attempt counts
+# as failed, and between two messages that name them.
 _RETRY, _PATIENCE, _REMIND = 0.5, 2.0, 60.0
 
 
 @contextlib.contextmanager
 def lost_workers_reported(strategy: tf.distribute.Strategy):
-    """Says what to do when a worker is gone, in the words of DPMixError."""
+    """Turns the loss of a worker into a DPMixError that says what to do."""
     try:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
         if num_workers(strategy) == 1:
             raise
         raise DPMixError(
-            "A worker was lost, and with it the update under way. Start all workers "
-            "again, this or another number of them: training resumes from the last "
-            "checkpoint, and updates that are repeated draw the same examples and "
+            "A worker was lost, and with it the update in progress. Restart all "
+            "workers, with the same or a different number of them: training resumes "
+            "from the last checkpoint, and repeated updates draw the same examples and "
             f"noise. TensorFlow said: {error.message[:300]}"
         ) from error
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
-    """Makes a tf.distribute strategy; before anything else is done with TensorFlow.
+    """Makes a tf.distribute strategy; call it before anything else in TensorFlow.
 
     Args:
-      name: "none"; "mirrored", all devices of this machine; "multi_worker", the
-        machines that the environment variable TF_CONFIG lists, where the same command
-        is run on each.
+      name: "none"; "mirrored", all devices of this machine; or "multi_worker", the
+        machines listed in the environment variable TF_CONFIG, each of which runs the
+        same command.
 
     Raises:
-      DPMixError: unknown name, TF_CONFIG is missing or not understood, or this
-        worker's port is taken.
-      KeyboardInterrupt: stopped by SIGINT or SIGTERM while it waited for others.
+      DPMixError: the name is unknown, TF_CONFIG is missing or invalid, or this worker's
+        port is taken.
+      KeyboardInterrupt: stopped by SIGINT or SIGTERM while waiting for other workers.
     """
     if name == "none":
         return tf.distribute.get_strategy()
@@ -83,7 +83,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         ) from error
     if here not in workers:
         raise DPMixError(
-            f"TF_CONFIG describes a task that trains nothing: {config['task']}. "
+            f"TF_CONFIG describes a task that does not train: {config['task']}. "
             'Expected type "chief" or "worker".'
         )
     _wait_for_workers(places, here)
@@ -96,11 +96,11 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 
 def _wait_for_workers(places: Mapping[str, tuple[str, int]], here: str) -> None:
-    """Returns once every other worker can be reached; says whom it waits for.
+    """Returns once every other worker can be reached, and reports who is missing.
 
-    TensorFlow waits for them too, but for eleven minutes without a word, and deaf to
-    signals. Each worker listens at its own address until it has reached all others. One
-    that comes later, or tries again, finds TensorFlow's own server there.
+    TensorFlow waits for them too, but for eleven minutes, silently and ignoring
+    signals. Each worker listens at its own address until it has reached all others. A
+    worker that comes later, or tries again, finds TensorFlow's own server there.
     """
     others = [address for address in places if address != here]
     if not others:
@@ -131,7 +131,7 @@ def _wait_for_workers(places: Mapping[str, tuple[str, int]], here: str) -> None:
 
 
 def _unreachable(place: tuple[str, int]) -> str | None:
-    """Why nothing answers there; None: something does."""
+    """Returns why nothing answers there, or None if something does."""
     try:
         socket.create_connection(place, timeout=_PATIENCE).close()
     except OSError as error:
@@ -148,13 +148,13 @@ def _listening(address: str, port: int):
             ("", port),
             family=socket.AF_INET6 if ipv6 else socket.AF_INET,
             dualstack_ipv6=ipv6,
-            backlog=socket.SOMAXCONN,  # nobody is ever accepted
+            backlog=socket.SOMAXCONN,  # no connection is ever accepted
         )
     except (OSError, OverflowError) as error:
         raise DPMixError(
-            f"This worker cannot listen at {address}, as TF_CONFIG says: {error}. Stop "
-            "what listens there, such as an earlier run, or give another port in every "
-            "worker's TF_CONFIG."
+            f"This worker cannot listen at {address}, its address in TF_CONFIG: "
+            f"{error}. Stop whatever is listening there, such as an earlier run, or "
+            "use another port in every worker's TF_CONFIG."
         ) from error
     with server:
         yield
@@ -162,7 +162,7 @@ def _listening(address: str, port: int):
 
 @contextlib.contextmanager
 def _sigterm_as_sigint():
-    """SIGTERM raises KeyboardInterrupt, as SIGINT does, in the main thread."""
+    """Makes SIGTERM raise KeyboardInterrupt in the main thread, as SIGINT does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -193,7 +193,7 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 
 def from_chief(strategy: tf.distribute.Strategy, value: np.ndarray) -> np.ndarray:
-    """Returns the chief's `value` in every process; all must call it, in step.
+    """Returns the chief's `value` in every process; all must call it together.
 
     Args:
       strategy: the strategy.
@@ -208,12 +208,13 @@ def from_chief(strategy: tf.distribute.Strategy, value: np.ndarray) -> np.ndarra
 def share_out(
     strategy: tf.distribute.Strategy, batches: PoissonBatches, start: Callable[[], int]
 ):
-    """Returns this process's part of the batches: data that Keras's fit takes.
+    """Returns this process's part of the batches, as data that Keras's fit takes.
 
     Args:
-      strategy: whose replicas each get a part of every batch.
+      strategy: each of its replicas gets a part of every batch.
       batches: the same in all processes.
-      start: called whenever the data is iterated over, returns the first update.
+      start: called whenever an iteration over the data begins; returns the number of
+        its first update.
     """
     replicas = strategy.num_replicas_in_sync
     if replicas == 1:
@@ -241,29 +242,29 @@ def seed_from_chief(strategy: tf.distribute.Strategy, seed: int) -> Seed:
 def leave_gradients_as_they_are(optimizer: keras.optimizers.Optimizer) -> None:
     """Keeps a Keras optimizer from adding up the replicas' gradients.
 
-    They are equal already, noise included. Adding up what is not yet noisy is no way
-    out: the optimizer's own clipping, if any, would come before the noise.
+    They are already equal, noise included. Adding up gradients before the noise is not
+    an alternative: the optimizer's own clipping, if any, would then precede the noise.
     """
     if hasattr(optimizer, "inner"):
         leave_gradients_as_they_are(optimizer.inner)
     if not hasattr(optimizer, "_all_reduce_sum_gradients"):
         raise DPMixError(
             f"Keras {keras.__version__} adds gradients up over replicas in a way that "
-            "dpmix_tf does not know: the noise would be wrong. Use one replica, or a "
-            "Keras version that requirements.txt allows."
+            "dpmix_tf does not know, so the noise would be wrong. Use one replica, or "
+            "a Keras version that requirements.txt allows."
         )
     optimizer._all_reduce_sum_gradients = lambda gradients: gradients
 
 
 def texts_of_workers(strategy: tf.distribute.Strategy, text: str) -> list[str]:
-    """Returns every worker's `text`, in every process; all must call it, in step.
+    """Returns every worker's `text` in every process; all must call it together.
 
     Args:
       strategy: the strategy.
       text: each worker's own, of any length, without null characters.
 
     Returns:
-      At least one text per worker; copies where a worker has several replicas.
+      At least one text per worker; more copies if a worker has several replicas.
     """
     if num_workers(strategy) == 1:
         return [text]
@@ -278,22 +279,22 @@ def texts_of_workers(strategy: tf.distribute.Strategy, text: str) -> list[str]:
 
 
 def text_from_chief(strategy: tf.distribute.Strategy, text: str) -> str:
-    """Returns the chief's `text` in every process; all must call it, in step."""
+    """Returns the chief's `text` in every process; all must call it together."""
     mark = "chief:" if is_chief(strategy) else "other:"
     told = texts_of_workers(strategy, mark + text)
     return next(each for each in told if each.startswith("chief:"))[len(mark) :]
 
 
 def shared_facts(config: ConfigDict, **more: Any) -> dict[str, Any]:
-    """What a config says that all workers must agree on, for refuse_different_workers.
+    """Returns the facts of a config on which all workers must agree.
 
-    Left out are `run`, which is each worker's own business; the seed, which is secret
-    and comes from the first worker; and where files lie, which may differ: they are
-    compared by what is in them.
+    They are for refuse_different_workers. Left out are `run`, which may differ between
+    workers; the seed, which is secret and comes from the first worker; and file
+    locations, which may differ because files are compared by content.
 
     Args:
       config: see training/config.py, after `pin_weights`.
-      **more: JSON-able facts besides.
+      **more: further JSON-able facts.
     """
     facts = json.loads(config.to_json())
     del facts["run"], facts["seed"], facts["data"]["data_dir"], facts["pool"]
@@ -305,17 +306,18 @@ def shared_facts(config: ConfigDict, **more: Any) -> dict[str, Any]:
 def refuse_different_workers(
     strategy: tf.distribute.Strategy, facts: Mapping[str, Any]
 ) -> None:
-    """Refuses to train with workers of whom one knows other facts than the first.
+    """Refuses to train if any worker's facts differ from the first worker's.
 
-    Each clips its own examples' gradients, and the first one's plan says what the sum
-    of all of them costs. All workers must call it, in step; all learn of a difference.
+    Each worker clips its own examples' gradients, and the first one's plan says what
+    the sum of all of them costs. All workers must call it together, and all are told of
+    a difference.
 
     Args:
       strategy: the strategy.
       facts: JSON-able, nested; nothing secret.
 
     Raises:
-      DPMixError: it names what differs; in every worker.
+      DPMixError: something differs; raised in every worker, it names what.
     """
     own = {"chief": is_chief(strategy), "address": _address(strategy)}
     told = [
@@ -334,7 +336,7 @@ def refuse_different_workers(
                 lines.append(line)
     if lines:
         raise DPMixError(
-            "The workers do not train the same:\n" + "\n".join(lines) + "\nRun the "
+            "The workers' settings differ:\n" + "\n".join(lines) + "\nRun the "
             "same command on all of them, on the same files with the same software. "
             "Nothing was spent."
         )
@@ -349,7 +351,7 @@ def _address(strategy: tf.distribute.Strategy) -> str:
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted name -> value as JSON, of nested facts."""
+    """Flattens nested facts to a dictionary: dotted name -> value as JSON."""
     flat: dict[str, str] = {}
     for key, value in facts.items():
         if isinstance(value, dict):

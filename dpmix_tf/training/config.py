@@ -1,18 +1,18 @@
-"""What a run can be configured with, and its defaults."""
+"""The settings of a run, and their defaults."""
 
 from ml_collections import ConfigDict, config_dict
 
 
 def default_pool() -> ConfigDict:
-    """Returns the settings of a pool of synthetic images: see bin/generate_pool.py."""
+    """Returns the settings of a pool of synthetic images; see bin/generate_pool.py."""
     pool = ConfigDict()
     pool.path = config_dict.placeholder(str)
     pool.generator = "glyphs"  # or stable_diffusion
     pool.images_per_class = 100
     pool.seed = 0  # public; images of a class are seeded seed, seed + 1, ...
-    # The rest is for stable_diffusion.
+    # The remaining settings are for stable_diffusion.
     pool.version = "1.4"  # KerasCV's StableDiffusion; "2.1" is StableDiffusionV2
-    pool.prompts = ("a photo of a {name}",)  # taken in turn
+    pool.prompts = ("a photo of a {name}",)  # used in turn
     pool.class_prompts = ConfigDict({}, type_safe=False)  # class name -> its own prompt
     pool.negative_prompt = config_dict.placeholder(str)
     pool.generated_size = 512  # pixels, a multiple of 128
@@ -21,7 +21,7 @@ def default_pool() -> ConfigDict:
     pool.batch_size = 4
     pool.mixed_precision = False
     pool.jit_compile = False
-    pool.weights = ConfigDict()  # local files; left out, KerasCV downloads them
+    pool.weights = ConfigDict()  # local files; if left out, KerasCV downloads them
     pool.weights.text_encoder = config_dict.placeholder(str)
     pool.weights.diffusion_model = config_dict.placeholder(str)
     pool.weights.decoder = config_dict.placeholder(str)
@@ -30,7 +30,7 @@ def default_pool() -> ConfigDict:
 
 
 def pretrained_network(encoder: str) -> ConfigDict:
-    """Returns the settings of a `network` that is a head on a public encoder.
+    """Returns the `network` settings for a head on a public encoder.
 
     They are the arguments of dpmix_tf.models.pretrained.
     """
@@ -46,7 +46,7 @@ def pretrained_network(encoder: str) -> ConfigDict:
 
 
 def default_config() -> ConfigDict:
-    """Returns the settings of a run, to be changed by a file in configs/.
+    """Returns a run's default settings, for a file in configs/ to change.
 
     Long because it lists every setting.
 
@@ -54,8 +54,8 @@ def default_config() -> ConfigDict:
     run is resumed.
     """
     config = ConfigDict()
-    # Left out, the operating system draws a secret one. For research alone: an int in
-    # [0, 2**128), to repeat a run, which then has no guarantee.
+    # If left out, the operating system draws a secret seed. For research only: an int
+    # in [0, 2**128), to repeat a run, which then has no guarantee.
     config.seed = config_dict.placeholder(int)
 
     config.data = ConfigDict()
@@ -63,12 +63,12 @@ def default_config() -> ConfigDict:
     config.data.data_dir = config_dict.placeholder(str)  # TFDS's, or an image folder
     config.data.image_size = config_dict.placeholder(int)  # resize to a square
     config.data.channels = config_dict.placeholder(int)  # image folders: 1 or 3
-    config.data.train_examples = config_dict.placeholder(int)  # left out, all
-    config.data.validation_fraction = 0.1  # cut from train
+    config.data.train_examples = config_dict.placeholder(int)  # default: all
+    config.data.validation_fraction = 0.1  # split off from train
     config.data.download = True  # let TFDS download what is missing
 
     config.network = ConfigDict({"name": "convnet"})  # and its arguments
-    config.dtype_policy = "float32"  # or mixed_bfloat16, where the processor has it
+    config.dtype_policy = "float32"  # or mixed_bfloat16, if the hardware supports it
 
     # The fields of dpmix_tf.views.ViewMaker; or microbatch, for NaiveMixup.
     config.views = ConfigDict()
@@ -86,7 +86,7 @@ def default_config() -> ConfigDict:
 
     config.pool = default_pool()
 
-    config.privacy = ConfigDict()  # give epsilon, or noise_multiplier
+    config.privacy = ConfigDict()  # give either epsilon or noise_multiplier
     config.privacy.epsilon = config_dict.placeholder(float)
     config.privacy.noise_multiplier = config_dict.placeholder(float)
     config.privacy.delta = 1e-5
@@ -95,25 +95,25 @@ def default_config() -> ConfigDict:
     config.privacy.clip_norm = 1.0
     config.privacy.accountant = "pld"
 
-    # Keras's. The learning rate may be a schedule: {"name": "CosineDecay",
+    # A Keras optimizer. The learning rate may be a schedule: {"name": "CosineDecay",
     # "initial_learning_rate": 4.0, "decay_steps": 100}, in updates.
     config.optimizer = ConfigDict(
         {"name": "SGD", "learning_rate": 1.0}, type_safe=False
     )
-    # Memory of a low-pass filter of the noisy gradients, such as 0.9; left out, none.
+    # Memory of a low-pass filter on the noisy gradients, such as 0.9; default: none.
     config.optimizer.low_pass = config_dict.placeholder(float)
-    # Gain of a Kalman filter of them, such as 0.5; left out, none.
+    # Gain of a Kalman filter on the noisy gradients, such as 0.5; default: none.
     config.optimizer.kalman_gain = config_dict.placeholder(float)
     config.ema_decay = 0.9999
 
     config.run = ConfigDict()
     config.run.jit_compile = False  # XLA: slow on CPUs, not yet measured on GPUs
-    # Examples vectorised together: memory and speed. Left out, by the network's shape.
+    # Examples vectorised together; affects memory and speed. Default: by the network.
     config.run.chunk_size = config_dict.placeholder(int)
     config.run.evaluate_every = 10  # updates
     config.run.checkpoint_every = 10  # updates
     config.run.keep_checkpoints = 2
     config.run.evaluation_batch_size = 500
     config.run.test = True  # measure test accuracy at the end
-    config.run.private_metrics = False  # log un-noised training loss and norms
+    config.run.private_metrics = False  # log training loss and norms without noise
     return config

@@ -24,7 +24,7 @@ from dpmix_tf.training.private_step import PrivateStep, as_batch
 from dpmix_tf.training.saving import Saving
 from dpmix_tf.views import Views
 
-# float16 is not among them: it needs loss scaling.
+# float16 is not supported: it needs loss scaling.
 _COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
@@ -33,43 +33,47 @@ class DPMixModel(Saving):
     """Trains `network` under `plan` on views made by `views`.
 
     One update: for each example of a Poisson-sampled batch, make its K views, take the
-    gradient of their mean cross-entropy, clip it once to plan.clip_norm, add it up;
-    then add noise once, divide by the expected batch size, and let the optimizer apply
-    it. `compile`, `fit`, `evaluate`, `predict` are Keras's.
+    gradient of their mean cross-entropy, clip it once to plan.clip_norm, and add it to
+    the sum; then add noise to the sum once, divide by the expected batch size, and let
+    the optimizer apply the result. `compile`, `fit`, `evaluate` and `predict` are
+    Keras's.
 
-    Made and compiled in the scope of a tf.distribute strategy, `fit` shares each batch
-    out among the replicas and adds up their sums; every replica then adds the same
-    noise, so that it is added once, and makes the same update.
+    If the model is made and compiled in the scope of a tf.distribute strategy, `fit`
+    splits each batch among the replicas and adds up their sums. Every replica then adds
+    the same noise, so that it counts once, and makes the same update.
 
     Example:
       model = DPMixModel(network, plan=plan, views=dp_mix_self(augment="crop_flip"))
       model.compile(optimizer=keras.optimizers.SGD(4.0), metrics=["accuracy"])
       model.fit(source, validation_data=validation_source)
 
-    What was spent is kept in a ledger that no weight, callback or exception rewinds.
-    It is the network's: another DPMixModel of the same network, or of layers of it,
-    continues it. `model.save("x.keras")` and `keras.models.load_model` keep network,
-    plan, views, optimizer, averages and the ledger, and not the secret seed: what was
-    loaded goes on with a fresh one. `model.network` is an ordinary Keras model; saved
-    by itself it does not carry the ledger.
+    What was spent is kept in a ledger that no weight, callback or exception can rewind.
+    The ledger belongs to the network: another DPMixModel of the same network, or of
+    some of its layers, continues it. `model.save("x.keras")` and
+    `keras.models.load_model` keep network, plan, views, optimizer, averages and ledger,
+    but not the secret seed: a loaded model continues with a fresh one. `model.network`
+    is an ordinary Keras model; saved by itself, it does not carry the ledger.
 
     Args:
       network: Keras model, float images [n,H,W,C] -> logits [n,classes]; uint8 images
         reach it as float32 in [0, 1].
       plan: the privacy budget. Training stops at its last update.
-      views: makes K views of one example; its sensitivity must be the plan's.
-      seed: secret, int in [0, 2**128); default 128 bits from the operating system.
-        Noise and views derive from it. Whoever knows it can take the noise away. Of
-        several workers the first one's counts.
-      chunk_size: examples vectorised together; memory and speed, never results beyond
-        rounding. Default by the network's shape, see privacy.clipping.
+      views: makes K views of one example; its sensitivity must equal the plan's.
+      seed: secret, int in [0, 2**128); by default 128 bits from the operating system.
+        Noise and views derive from it. Whoever knows it can subtract the noise. With
+        several workers, the first one's seed is used.
+      chunk_size: examples vectorised together; affects memory and speed, and results
+        only by rounding. Chosen by the network's shape by default, see
+        privacy.clipping.
       ema_decay: of the averaged weights, in [0, 1).
-      private_metrics: show the un-noised training loss, gradient norm and share of
-        clipped examples, named "private_...". They are not covered by the guarantee.
-      make_step: makes the PrivateStep; an audit adds its canaries in one of its own.
+      private_metrics: show the training loss, gradient norm and fraction of clipped
+        examples, computed without noise and named "private_...". They are not covered
+        by the guarantee.
+      make_step: makes the PrivateStep; an audit uses its own, which adds canaries.
 
     Raises:
-      DPMixError: the network is not allowed under differential privacy.
+      DPMixError: the network is not allowed under differential privacy, or another
+        argument is invalid.
     """
 
     def __init__(
@@ -94,7 +98,7 @@ class DPMixModel(Saving):
             or network.variable_dtype != "float32"
         ):
             raise DPMixError(
-                f"The network computes in {network.compute_dtype} on weights in "
+                f"The network computes in {network.compute_dtype} with weights in "
                 f"{network.variable_dtype}; gradients are clipped and noised in "
                 'float32. Build it under the policy "float32" or "mixed_bfloat16".'
             )
@@ -106,7 +110,7 @@ class DPMixModel(Saving):
             )
         if self.distribute_strategy.num_replicas_in_sync > 1 and not views.shareable:
             raise DPMixError(
-                f"{views.kind} does not share its records out among replicas. Use one "
+                f"{views.kind} cannot split its records among replicas. Use one "
                 "replica."
             )
         seed = randomness.as_seed(seed)
@@ -123,7 +127,7 @@ class DPMixModel(Saving):
             chunk_size=chunk_size,
         )
         self.private_metrics = private_metrics
-        self.input_seconds = 0.0  # what `fit` has waited for batches
+        self.input_seconds = 0.0  # how long `fit` has waited for batches
         self.num_classes = int(network.output_shape[-1])
         self._note_conditions(seed)
         if warning := history_warning(self.ledger, plan):
@@ -165,7 +169,7 @@ class DPMixModel(Saving):
         return self.ledger.epsilon(self.plan.delta, self.plan.accountant)
 
     def statement(self) -> str:
-        """Says in plain words what has been spent so far."""
+        """Returns, in plain words, the guarantee of what has been spent so far."""
         return state_guarantee(self.ledger, self.plan)
 
     def call(self, images, training=False):
@@ -178,12 +182,13 @@ class DPMixModel(Saving):
         Args:
           optimizer: any Keras optimizer; it only ever sees noisy gradients.
           metrics: for `evaluate`; "accuracy" takes integer labels.
-          **kwargs: Keras's `run_eagerly`, and `jit_compile`: compile with XLA what is
-            done to a chunk's views. Off by default: on CPUs it is many times slower.
+          **kwargs: Keras's `run_eagerly`; and `jit_compile`, to compile with XLA the
+            computation on a chunk's views. Off by default: on CPUs it is many times
+            slower.
 
         Raises:
-          DPMixError: a loss, class weights, gradient accumulation or loss scaling; or
-            layers that were unfrozen since the model was made.
+          DPMixError: a loss, class weights, gradient accumulation or loss scaling was
+            given; or layers were frozen or unfrozen since the model was made.
         """
         kwargs = check_compile(kwargs)
         validate_network(self.network)  # layers may have been unfrozen meanwhile
@@ -202,23 +207,23 @@ class DPMixModel(Saving):
             **kwargs,
         )
         self.optimizer.build(self.network.trainable_variables)
-        # train_step leaves Keras's metrics alone; fit still asks for their results.
+        # train_step does not use Keras's metrics, but fit still asks for their results.
         self.compute_metrics(
             None, tf.zeros([1], tf.int32), tf.zeros([1, self.num_classes])
         )
         self.reset_metrics()
 
     def fit(self, x=None, y=None, *, assume_poisson: bool = False, **kwargs):
-        """Trains on Poisson-sampled batches until they or the plan's updates end.
+        """Trains on Poisson-sampled batches until they or the plan's updates run out.
 
         Args:
-          x: the private examples, a source, which is Poisson-sampled by the plan; or
-            PoissonBatches of it made with this plan. Either continues at the plan's
-            next update, so that calling fit again never draws the same batches again.
+          x: the private examples as a source, which is Poisson-sampled by the plan; or
+            PoissonBatches of a source, made with this plan. Either continues at the
+            plan's next update, so that another call to fit never repeats batches.
           y: not used.
-          assume_poisson: take `x` as any dataset of (images, labels) batches, on your
+          assume_poisson: accept any dataset of (images, labels) batches as `x`, on your
             word that they are Poisson-sampled with the plan's probability. The
-            statement then says that nobody checked.
+            statement then says that this was not checked.
           **kwargs: Keras's fit arguments: epochs, steps_per_epoch, callbacks,
             validation_data (which may be a source), verbose, ...
 
@@ -226,8 +231,8 @@ class DPMixModel(Saving):
           Keras's History.
 
         Raises:
-          BudgetExhaustedError: more updates asked for than the plan has left.
-          DPMixError: batches or arguments under which the guarantee would not hold.
+          BudgetExhaustedError: more updates are requested than the plan has left.
+          DPMixError: the guarantee would not hold with these batches or arguments.
         """
         workers = cluster.num_workers(self.distribute_strategy)
         check_fit_arguments(y, kwargs, workers=workers)
@@ -244,8 +249,8 @@ class DPMixModel(Saving):
             raise DPMixError(
                 "fit needs a source, or batches that were drawn by the plan's sampler: "
                 f"PoissonBatches(source, plan); received: {type(x).__name__}. The "
-                "accountant assumes Poisson sampling, and shuffled or fixed batches "
-                "are not that. If a tf.data.Dataset of yours is Poisson-sampled, pass "
+                "accountant assumes Poisson sampling; shuffled or fixed batches do not "
+                "qualify. If your tf.data.Dataset is Poisson-sampled, pass "
                 "assume_poisson=True."
             )
         steps = kwargs.get("steps_per_epoch")
@@ -253,8 +258,8 @@ class DPMixModel(Saving):
         check_budget(self.plan, self.updates, epochs * (steps or available))
         kwargs.setdefault("shuffle", False)
         if isinstance(x, PoissonBatches):
-            # Keras cannot tell how long the data is: where it starts is known only
-            # once callbacks have loaded what they load.
+            # Keras cannot know the length of the data: where it starts is known only
+            # after callbacks have loaded what they load.
             kwargs["steps_per_epoch"] = steps or available
         kwargs["validation_data"] = in_order(kwargs.get("validation_data"))
         with cluster.lost_workers_reported(self.distribute_strategy):
@@ -268,31 +273,31 @@ class DPMixModel(Saving):
         if not self.average.follows(self.network.trainable_variables):
             raise DPMixError(
                 "Layers were frozen or unfrozen after this DPMixModel was made. Make a "
-                "new one of the network: it counts what this one has spent."
+                "new one from the network: it counts what this one has spent."
             )
 
     def _as_promised(self, data: tf.data.Dataset, left: int):
-        """Batches of the user's, who vouches for them, and how many there are."""
+        """The user's own batches, which the user vouches for, and their number."""
         if self.distribute_strategy.num_replicas_in_sync > 1:
             raise DPMixError(
-                "Only a source or PoissonBatches can be shared out among several "
+                "Only a source or PoissonBatches can be split among several "
                 f"replicas; received: {type(data).__name__}."
             )
         self.account.note(ledger.UNCHECKED_SAMPLING)
         available = int(data.cardinality())
         if available >= 0:
             return data, available
-        return data.take(left), left  # of unknown length: ends with the budget
+        return data.take(left), left  # unknown length: ends with the budget
 
     def _share_out(self, batches: PoissonBatches):
-        """This process's part of the batches, from the account's next update on.
+        """This process's part of the batches, starting at the account's next update.
 
         All processes draw with the first one's seed.
         """
         if batches.plan != self.plan:
             raise DPMixError(
                 "The batches were drawn by another plan than the model's: "
-                f"{batches.plan} against {self.plan}."
+                f"{batches.plan} instead of {self.plan}."
             )
         image_shape = tuple(self.network.input_shape[1:])
         check_source(batches.source, image_shape, self.num_classes)
@@ -305,10 +310,10 @@ class DPMixModel(Saving):
         return cluster.share_out(strategy, batches, start=lambda: self.updates)
 
     def _maybe_symbolic_build(self, *unused, **also_unused):
-        """Nothing is left to build; Keras's own fails on several replicas' batches."""
+        """Does nothing: all is built, and Keras's own fails with several replicas."""
 
     def make_train_function(self, force=False):
-        """Makes what `fit` calls for each update."""
+        """Makes the function that `fit` calls for each update."""
         if self.train_function is not None and not force:
             return
         update = TrainFunction(
@@ -332,15 +337,16 @@ class DPMixModel(Saving):
         self.train_function = train_function
 
     def abandon_update(self) -> None:
-        """Makes `fit` fail in the update under way, of which nothing is applied.
+        """Makes `fit` fail in the current update, none of which is applied.
 
-        For another thread, where an update takes long; it takes a chunk's time. On
-        several replicas it does nothing. The model does not train again.
+        For another thread to call during a long update; it takes effect within one
+        chunk's time. With several replicas it does nothing. Afterwards the model cannot
+        be trained again.
         """
         self.step.abandon()
 
     def train_on_batch(self, *arguments, **settings):
-        """Refused: nobody would have sampled such a batch."""
+        """Always refuses: the plan's sampler did not draw such a batch."""
         raise DPMixError(
             "train_on_batch takes a batch that the plan's sampler did not draw. Use "
             "fit(PoissonBatches(source, plan))."
@@ -368,16 +374,16 @@ class DPMixModel(Saving):
         return logs
 
     def clipped_gradient_sum(self, images, labels, *, ids=None, update=None):
-        """Returns what an update adds noise to. Private: it is not noised.
+        """Returns the sum to which an update adds noise. Private: it has no noise yet.
 
         Args:
           images: [n,H,W,C], uint8 or float.
           labels: integers [n], or one-hot or soft [n,classes].
-          ids: int64 [n], keys of the examples' views; default their positions.
-          update: int, whose views to make; default the next one.
+          ids: int64 [n], keys of the examples' views; by default their positions.
+          update: int, the update whose views to make; by default the next one.
 
         Returns:
-          One float32 tensor a trainable variable of the network.
+          One float32 tensor per trainable variable of the network.
         """
         ids = np.arange(len(images)) if ids is None else ids
         result = self._clipped_sum_graph(

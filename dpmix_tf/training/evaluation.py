@@ -12,11 +12,11 @@ from dpmix_tf.pixels import as_float
 
 
 class Accuracy(NamedTuple):
-    """How many examples of a source a network classifies rightly.
+    """The fraction of a source's examples that a network classifies correctly.
 
     Attributes:
       overall: in [0, 1].
-      by_class: in [0, 1] by label; None for a class without examples.
+      by_class: in [0, 1], one entry per label; None for a class without examples.
     """
 
     overall: float
@@ -26,7 +26,7 @@ class Accuracy(NamedTuple):
 def make_predict(network: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns a compiled function, images [n,H,W,C] -> logits [n,classes].
 
-    It reads the network's weights anew at every call.
+    It uses the network's current weights at every call.
     """
     return tf.function(
         lambda images: network(as_float(images), training=False), reduce_retracing=True
@@ -40,7 +40,7 @@ def measure_accuracy(
     batch_size: int = 500,
     before_batch: Callable[[], None] = lambda: None,
 ) -> Accuracy:
-    """Measures accuracy; in this process alone, whatever the strategy.
+    """Measures accuracy in this process alone, whatever the strategy.
 
     Args:
       predict: see make_predict.

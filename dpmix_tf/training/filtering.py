@@ -1,4 +1,4 @@
-"""Noisy gradients made smoother: post-processing, free of privacy cost."""
+"""Filters that smooth noisy gradients: post-processing, free of privacy cost."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from dpmix_tf.errors import DPMixError
 
 
 class _FilteringOptimizer(keras.optimizers.Optimizer):
-    """An optimizer around another one, whose learning rate and variables it shows."""
+    """Wraps another optimizer and exposes its learning rate and variables."""
 
     def __init__(self, inner: keras.optimizers.Optimizer, name: str):
         super().__init__(learning_rate=0.0, name=name)  # never used
         self.inner = inner
 
     def build(self, variables):
-        """Makes the inner optimizer's state; called again, nothing."""
+        """Makes the filter's and the inner optimizer's state, once."""
         if not self.built:
             super().build(variables)
             self.inner.build(variables)
@@ -32,12 +32,12 @@ class _FilteringOptimizer(keras.optimizers.Optimizer):
 
     @property
     def variables(self):
-        """The filter's and the inner optimizer's."""
+        """The filter's and the inner optimizer's variables."""
         return self._variables + self.inner.variables
 
     @property
     def learning_rate(self):
-        """The inner optimizer's."""
+        """The inner optimizer's learning rate."""
         return self.inner.learning_rate
 
     @learning_rate.setter
@@ -55,7 +55,7 @@ class _FilteringOptimizer(keras.optimizers.Optimizer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects=None):
-        """Makes it again."""
+        """Makes the optimizer that `get_config` described."""
         config = dict(config)
         inner = keras.saving.deserialize_keras_object(
             config.pop("inner"), custom_objects=custom_objects
@@ -67,11 +67,12 @@ class _FilteringOptimizer(keras.optimizers.Optimizer):
 class LowPassOptimizer(_FilteringOptimizer):
     """Gives another optimizer low-pass filtered gradients (DOPPLER, Zhang et al. 2024).
 
-    The noise of private updates is independent from one to the next, gradients are
-    alike; a filter that lets slow changes through keeps these and averages that. First
-    order: m_t = memory * m_{t-1} + (1 - memory) / 2 * (g_t + g_{t-1}),
-    divided by what the same filter makes of ones, so that the first updates are not too
-    short.
+    From one private update to the next, the noise is independent while the gradients
+    are similar. A filter that passes slow changes keeps the gradients and averages the
+    noise out. It is of first order:
+    m_t = memory * m_{t-1} + (1 - memory) / 2 * (g_t + g_{t-1}),
+    divided by the same filter's output for a constant 1, so that the first updates are
+    not too short.
 
     Off by default. In a config: optimizer.low_pass = 0.9. The filter's state is part of
     every checkpoint.
@@ -81,7 +82,7 @@ class LowPassOptimizer(_FilteringOptimizer):
       memory: in [0, 1); 0 averages two updates.
 
     Raises:
-      DPMixError: memory out of range.
+      DPMixError: memory is out of range.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class LowPassOptimizer(_FilteringOptimizer):
     def _apply(self, grads, trainable_variables):
         share = (1.0 - self.memory) / 2
         first = ops.cast(self.iterations == 0, "float32")
-        # What the filter makes of 0, 1, 1, 1, ...
+        # The filter's output for the input 0, 1, 1, 1, ...
         self._weight.assign(self.memory * self._weight + share * (2.0 - first))
         smooth = []
         for grad, filtered, last in zip(grads, self._filtered, self._last, strict=True):
@@ -121,13 +122,14 @@ class LowPassOptimizer(_FilteringOptimizer):
 class KalmanOptimizer(_FilteringOptimizer):
     """Gives another optimizer Kalman-filtered gradients (DiSK, Zhang et al. 2025).
 
-    The filter predicts that the gradient goes on as it was, m_{t-1}, and corrects that
+    The filter predicts that the gradient stays as it was, m_{t-1}, and corrects this
     by the noisy g_t: m_t = (1 - gain) * m_{t-1} + gain * g_t. So that the prediction
-    does not lag behind, g_t is taken where the weights will be (1 - gain) / gain steps
-    on: x_t + (1 - gain) / gain * (x_t - x_{t-1}). These are the weights that the
-    network holds, and that are evaluated and averaged; the step is part of this
-    optimizer's state, and of every checkpoint. This is the paper's algorithm at
-    gamma = (1 - kappa) / kappa, where it takes one gradient an update.
+    does not lag behind, g_t is taken at the weights extrapolated by (1 - gain) / gain
+    steps: x_t + (1 - gain) / gain * (x_t - x_{t-1}). The network holds these
+    extrapolated weights, which are also the ones evaluated and averaged; the step is
+    part of this optimizer's state, and so of every checkpoint. This is the paper's
+    algorithm with gamma = (1 - kappa) / kappa, for which it takes one gradient per
+    update.
 
     Off by default. In a config: optimizer.kalman_gain = 0.5.
 
@@ -136,7 +138,7 @@ class KalmanOptimizer(_FilteringOptimizer):
       gain: in (0, 1]; 1 is the inner optimizer alone. The paper's kappa.
 
     Raises:
-      DPMixError: gain out of range.
+      DPMixError: gain is out of range.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What `fit` calls for each update, on one replica or several."""
+"""The function that `fit` calls for each update, on one replica or several."""
 
 import time
 from collections.abc import Callable
@@ -9,15 +9,15 @@ import tensorflow as tf
 
 
 class TrainFunction:
-    """Takes the next batch and makes one update of it.
+    """Takes the next batch and makes one update from it.
 
     Args:
       train_step: a batch -> logs, the same on all replicas.
-      strategy: where it runs.
+      strategy: the strategy under which it runs.
       eagerly: whether to run it without a graph.
 
     Attributes:
-      input_seconds: how long batches were waited for.
+      input_seconds: time spent waiting for batches.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class TrainFunction:
 
     def _update(self, batch):
         logs = self._strategy.run(self._train_step, args=(batch,))
-        # They are the same on all replicas.
+        # The logs are the same on all replicas.
         return {
             name: self._strategy.experimental_local_results(value)[0]
             for name, value in logs.items()
@@ -56,10 +56,10 @@ class TrainFunction:
 
 
 def is_finite(network: keras.Model) -> tf.Tensor:
-    """Whether a network's weights, and its logits of public noise, are finite.
+    """Whether a network's weights, and its logits for public noise, are finite.
 
-    Both are post-processing of what is released. How many gradients are finite would
-    be private.
+    Both are post-processing of what is released. The number of finite gradients, in
+    contrast, would be private.
 
     Returns:
       bool scalar.

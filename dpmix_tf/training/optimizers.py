@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules: from configs, and what they may not do."""
+"""Makes optimizers and schedules from configs, and refuses those that do not fit."""
 
 import contextlib
 import json
@@ -24,20 +24,19 @@ SCHEDULES = {
 def make_optimizer(config: ConfigDict) -> keras.optimizers.Optimizer:
     """Makes the Keras optimizer that `config.optimizer` names.
 
-    Its learning_rate is a number; a schedule of Keras; or one's name and arguments, as
-    in {"name": "CosineDecay", "initial_learning_rate": 4.0, "decay_steps": 100}. A
+    Its learning_rate is a number, a Keras schedule, or a schedule's name and arguments,
+    as in {"name": "CosineDecay", "initial_learning_rate": 4.0, "decay_steps": 100}. A
     schedule counts updates, as everything does here.
 
     Raises:
-      DPMixError: Keras has no such optimizer or schedule, or it does not take the
-        arguments.
+      DPMixError: Keras has no such optimizer or schedule, or it rejects the arguments.
     """
     arguments = config.optimizer.to_dict()
     name = arguments.pop("name")
     memory, gain = arguments.pop("low_pass"), arguments.pop("kalman_gain")
     if memory is not None and gain is not None:
         raise DPMixError(
-            f"Give one of optimizer.low_pass and optimizer.kalman_gain; received "
+            f"Give only one of optimizer.low_pass and optimizer.kalman_gain; received "
             f"{memory} and {gain}."
         )
     arguments["learning_rate"] = _learning_rate(arguments["learning_rate"])
@@ -45,7 +44,7 @@ def make_optimizer(config: ConfigDict) -> keras.optimizers.Optimizer:
         inner = keras.optimizers.get({"class_name": name, "config": arguments})
     except (ValueError, TypeError) as error:
         raise DPMixError(
-            f"Keras makes no optimizer {name!r} from {arguments}: {error}"
+            f"Keras cannot make an optimizer {name!r} from {arguments}: {error}"
         ) from error
     if gain is not None:
         return KalmanOptimizer(inner, gain)
@@ -53,7 +52,7 @@ def make_optimizer(config: ConfigDict) -> keras.optimizers.Optimizer:
 
 
 def _learning_rate(value: Any) -> Any:
-    """The schedule that a dictionary describes; anything else as it is."""
+    """Returns the schedule that a dictionary describes; anything else unchanged."""
     if not isinstance(value, Mapping):
         return value
     described = dict(value)
@@ -66,7 +65,7 @@ def _learning_rate(value: Any) -> Any:
             schedule = SCHEDULES[name](**arguments)
         except (ValueError, TypeError) as error:
             raise DPMixError(
-                f"Keras makes no {name} of {dict(arguments)}: {error}"
+                f"Keras cannot make a {name} from {dict(arguments)}: {error}"
             ) from error
     else:
         with contextlib.suppress(ValueError, TypeError):  # registered with Keras
@@ -102,43 +101,43 @@ def with_plain_schedule(config: ConfigDict) -> ConfigDict:
 
 
 def check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
-    """Refuses what would make another number of updates, or other ones, than counted.
+    """Refuses optimizers whose updates would differ from those that are counted.
 
     Weight decay and clipping act on noisy gradients: they are post-processing.
 
     Args:
-      optimizer: perhaps around others, which are looked at too.
+      optimizer: may wrap others, which are checked too.
 
     Raises:
-      DPMixError: loss scaling, gradient accumulation, or averaged weights.
+      DPMixError: it uses loss scaling, gradient accumulation, or averaged weights.
     """
     for one in _all_of(optimizer):
         if isinstance(one, keras.optimizers.LossScaleOptimizer):
             raise DPMixError(
                 "A LossScaleOptimizer would divide the noisy gradients by a scale that "
-                "they were never multiplied with. Pass its inner optimizer."
+                "they were never multiplied by. Pass its inner optimizer instead."
             )
         if getattr(one, "loss_scale_factor", None):
             raise DPMixError(
                 f"loss_scale_factor={one.loss_scale_factor} would divide the noisy "
-                "gradients by what they were never multiplied with. Leave it out."
+                "gradients by a factor they were never multiplied by. Leave it out."
             )
         if getattr(one, "gradient_accumulation_steps", None):
             raise DPMixError(
                 "gradient_accumulation_steps would apply several noisy gradients as "
-                "one update and the count of updates would be wrong. Raise the plan's "
+                "one update, so the count of updates would be wrong. Raise the plan's "
                 "expected_batch_size instead: memory does not grow with it."
             )
         if getattr(one, "use_ema", False):
             raise DPMixError(
-                "use_ema overwrites the weights by their average at the end of every "
-                "fit, and so at every checkpoint. Leave it out: DPMixModel averages "
-                "weights itself, beside the training (ema_decay)."
+                "use_ema overwrites the weights with their average at the end of every "
+                "fit, and so at every checkpoint. Leave it out: DPMixModel keeps an "
+                "average of the weights itself (ema_decay)."
             )
 
 
 def _all_of(optimizer: Any, seen: frozenset = frozenset()) -> Iterator[Any]:
-    """An optimizer and all those it holds, however deep."""
+    """Yields an optimizer and all those it holds, however deeply nested."""
     yield optimizer
     seen |= {id(optimizer)}
     for value in keras.tree.flatten(list(vars(optimizer).values())):
@@ -154,10 +153,10 @@ _NOT_TAKEN = {
 
 
 def check_compile(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns those of Keras's further compile arguments that may stand.
+    """Returns the remaining arguments of Keras's compile that are allowed.
 
     Raises:
-      DPMixError: one that would change what an update is.
+      DPMixError: an argument would change what an update is.
     """
     arguments = dict(arguments)
     for name, why in _NOT_TAKEN.items():
@@ -167,6 +166,6 @@ def check_compile(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if steps not in (None, 1):
         raise DPMixError(
             f"steps_per_execution={steps!r}: dpmix_tf makes one update per call, and "
-            "the others that were asked for would be left out. Remove it."
+            "the other requested updates would be skipped. Remove it."
         )
     return arguments

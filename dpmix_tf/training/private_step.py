@@ -23,10 +23,10 @@ from dpmix_tf.views import Views
 
 
 class Release(NamedTuple):
-    """What one update releases, and what it must not.
+    """What one update releases, and what it must not release.
 
     Attributes:
-      update: int64 scalar, the number of the update, charged.
+      update: int64 scalar, the number of the update, which has been charged.
       gradients: the noisy mean, one float32 tensor per trainable variable.
       clipped: what the noise was added to. Private.
       size: float32 scalar, examples in the batch. Private.
@@ -41,15 +41,15 @@ class Release(NamedTuple):
 class PrivateStep:
     """Makes views of a batch, clips each record's gradient, sums, charges, adds noise.
 
-    A plain object, so that Keras neither tracks, saves nor restores any of it.
+    It is a plain object, so that Keras does not track, save or restore any of it.
 
     Args:
       network: Keras model, float images [n,H,W,C] -> logits [n,classes].
       plan: the privacy budget.
       views: makes records, and views of each record.
-      seed: secret, of noise and views.
+      seed: secret; noise and views derive from it.
       account: where updates are charged.
-      chunk_size: records vectorised together; default by the network's shape.
+      chunk_size: records vectorised together; by default chosen by the network's shape.
     """
 
     def __init__(
@@ -71,17 +71,17 @@ class PrivateStep:
         self.chunk_size = self._checked(chunk_size)
         self.jit_compile = False
         alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
-        # Whether the update under way is to be abandoned; another thread may say so.
+        # Whether to abandon the current update; another thread may set it.
         self._abandoned = tf.Variable(False, trainable=False) if alone else None
 
     def noisy_mean(self, batch: Batch) -> Release:
-        """Makes the release of one update; in a graph, on one replica or several.
+        """Makes the release of one update; runs in a graph, on one or more replicas.
 
-        The account's next update is charged once the clipped sum is known to be whole,
-        and before any noise is drawn.
+        The account's next update is charged once the clipped sum is known to be
+        complete, and before any noise is drawn.
 
         Args:
-          batch: drawn for that update. Replicas each get a part of it.
+          batch: drawn for that update. Each replica gets a part of it.
         """
         with tf.control_dependencies([batch.labels]):  # not before there is a batch
             update = self.account.check(batch.update)
@@ -100,13 +100,13 @@ class PrivateStep:
         return Release(update, gradients, clipped, size)
 
     def clipped_sum(self, images, labels, ids, update) -> ClippedSum:
-        """Adds up the clipped gradients of a batch. Private: it is not noised.
+        """Adds up the clipped gradients of a batch. Private: the sum has no noise.
 
         Args:
           images: [n,H,W,C], uint8 or float.
           labels: integers [n], or one-hot or soft [n,classes].
           ids: int64 [n], keys of the examples' views.
-          update: int64 scalar, whose views to make.
+          update: int64 scalar, the update whose views to make.
         """
         records = self.views.records(
             tf.ensure_shape(images, [None, *self.network.input_shape[1:]]),
@@ -127,7 +127,7 @@ class PrivateStep:
         )
 
     def _with_front(self, make_views: Callable) -> Callable:
-        """Views as the trained part of the network takes them."""
+        """Wraps `make_views` to return what the trained part of the network takes."""
         if self.front is None:
             return make_views
 
@@ -153,12 +153,12 @@ class PrivateStep:
         return tf.cast(tf.ensure_shape(labels, [None, classes]), tf.float32)
 
     def abandon(self) -> None:
-        """Makes the update under way fail, before it is charged; for another thread."""
+        """Makes the current update fail before it is charged; for another thread."""
         if self._abandoned is not None:
             self._abandoned.assign(True)
 
     def _wholeness(self, clipped: ClippedSum) -> list[tf.Operation]:
-        """What must pass before the sum is used: it may be of a part of the batch."""
+        """Checks to pass before the sum is used: it may lack a part of the batch."""
         if self._abandoned is None:
             return []
         with tf.control_dependencies([clipped.loss_sum]):
@@ -169,14 +169,14 @@ class PrivateStep:
         return [whole] if whole is not None else []
 
     def _checked(self, chunk_size: int | None) -> int:
-        """The chunk size asked for, or one that suits the network; logged."""
+        """Returns and logs the requested chunk size, or one that suits the network."""
         if chunk_size is not None and chunk_size < 1:
             raise DPMixError(f"chunk_size must be 1 or more, received: {chunk_size}.")
         views = self.views.views_per_record
         activations = count_activations(self.rest)
         weights = sum(int(np.prod(v.shape)) for v in self.network.trainable_variables)
         if chunk_size is not None:
-            why = "as asked for"
+            why = "as requested"
         else:
             chunk_size = choose_chunk_size(
                 views_per_example=views,
@@ -192,10 +192,10 @@ class PrivateStep:
 
 
 def as_batch(batch: Any) -> Batch:
-    """Returns a Batch of (images, labels): positions as ids, and no update's number.
+    """Returns (images, labels) as a Batch, with positions as ids and no update number.
 
     Raises:
-      DPMixError: sample weights.
+      DPMixError: the batch has sample weights.
     """
     if isinstance(batch, Batch):
         return batch

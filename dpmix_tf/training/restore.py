@@ -1,4 +1,4 @@
-"""From a checkpoint back to a model, or to its network alone."""
+"""Restores a model, or its network alone, from a checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ def restore_model(
     """Puts a checkpoint's weights, optimizer state and averages into a model.
 
     Args:
-      model: built and compiled as when the checkpoint was written.
+      model: built and compiled as it was when the checkpoint was written.
       arrays: from load_latest.
       metadata: from load_latest.
 
     Raises:
-      DPMixError: another plan, pool or network.
+      DPMixError: the plan, pool or network is another one.
     """
     pool = model.views.pool
     if metadata["pool_digest"] != (pool.digest if pool else None):
@@ -51,20 +51,20 @@ def restore_model(
 def restore_network(
     workdir: str | Path, *, weights: str = "ema"
 ) -> tuple[keras.Model, dict[str, Any]]:
-    """Loads the network of a run's newest checkpoint; needs no training data.
+    """Loads the network of a run's newest checkpoint, without any training data.
 
     Args:
       workdir: of a run.
       weights: "ema" for the averaged weights, "raw" for the last update's.
 
     Returns:
-      The network, float images in [0, 1] -> logits, computing in float32 also where
-      training computed in bfloat16: its answers are then the same on any device and in
-      any format, to rounding. The checkpoint's metadata
-      (class_names, image_shape, updates, plan) without its secret seed.
+      The network, float images in [0, 1] -> logits; and the checkpoint's metadata
+      (class_names, image_shape, updates, plan) without its secret seed. The network
+      computes in float32 even if training computed in bfloat16, so that its answers
+      agree, up to rounding, on any device and in any format.
 
     Raises:
-      DPMixError: no run, or no whole checkpoint.
+      DPMixError: there is no run or no intact checkpoint.
     """
     if weights not in ("ema", "raw"):
         raise DPMixError(f"weights must be 'ema' or 'raw', received: {weights!r}.")
@@ -82,9 +82,9 @@ def restore_network(
     if file is not None and not file.exists():
         raise DPMixError(
             f"{workdir} was trained on the public weights in {file}, which is gone. "
-            "Put them back there, or a link. If they have moved for good, repeat the "
-            "training command with their new path: it compares their SHA-256 and "
-            "keeps the path, even when training has finished."
+            "Put them back there, or put a link there. If they have moved for good, "
+            "repeat the training command with their new path: it checks their SHA-256 "
+            "and records the path, even if training has finished."
         )
     network = build_network(
         name,
@@ -103,30 +103,30 @@ def restore_network(
 def restore_data(
     workdir: str | Path, metadata: dict[str, Any], *, data_dir: str | None = None
 ) -> Dataset:
-    """Loads the data that a run was trained on, cut as it was then.
+    """Loads the data that a run was trained on, split as it was then.
 
     Args:
       workdir: of the run.
       metadata: from restore_network.
-      data_dir: where the data lies now; default where it was for training.
+      data_dir: where the data is now; by default where it was during training.
 
     Raises:
-      DPMixError: the data is not there, has other classes, or other training examples.
+      DPMixError: the data is missing, or has other classes or training examples.
     """
     workdir = local_path(workdir, "The workdir")
     settings = read_json(workdir / "config.json")["data"]
     dataset = load_dataset(**settings | {"data_dir": data_dir or settings["data_dir"]})
     if list(dataset.class_names) != metadata["class_names"]:
         raise DPMixError(
-            f"The model's classes are {metadata['class_names']}, the data's "
+            f"The model's classes are {metadata['class_names']}, but the data's are "
             f"{list(dataset.class_names)}."
         )
     if dataset.train.fingerprint() != metadata["data_fingerprint"]:
         raise DPMixError(
-            "The training data is not what the model was trained on: examples have "
-            "changed, come or gone, or the run was made by an earlier version, which "
-            "cut it otherwise. Test examples might have been trained on. Put the data "
-            "back as it was."
+            "The training data is not what the model was trained on: examples were "
+            "changed, added or removed, or the run was made by an earlier version, "
+            "which split the data differently. The model might have been trained on "
+            "test examples. Restore the data as it was."
         )
     return dataset
 

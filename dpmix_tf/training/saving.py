@@ -14,14 +14,14 @@ _LEDGER = "ledger"  # where weights files keep it
 
 
 class Saving(keras.Model):
-    """The part of DPMixModel that Keras calls to save it and to make it again."""
+    """The part of DPMixModel that Keras calls to save and to reload it."""
 
     def get_config(self) -> dict[str, Any]:
-        """What `from_config` makes an equal model of, the seed left out."""
+        """Returns what `from_config` needs to make an equal model, except the seed."""
         return {
             "name": self.name,
             "network": keras.saving.serialize_keras_object(self.network),
-            # Some layers of layers forget it.
+            # Some layers that contain layers do not save it.
             "trainable": [bool(v.trainable) for v in self.network.variables],
             "public_weights": getattr(self.network, "public_weights", False),
             "plan": self.plan.to_dict(),
@@ -34,7 +34,7 @@ class Saving(keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects=None):
-        """Makes the model again, with a fresh seed.
+        """Makes the model that `get_config` described, with a fresh seed.
 
         Raises:
           DPMixError: the pool of synthetic images is gone or has changed.
@@ -63,16 +63,16 @@ class Saving(keras.Model):
     def load_weights(self, filepath, **settings) -> None:
         """Loads all weights of a `.weights.h5` or `.keras` file, or none of them.
 
-        What they were trained under comes along: the ledger is then at least theirs.
+        The file's ledger is joined with the model's, which then covers both.
 
         Raises:
-          DPMixError: another kind of file, or skip_mismatch: the ledger could be left
-            behind.
+          DPMixError: it is another kind of file, or skip_mismatch is given: the ledger
+            could be left behind.
         """
         if settings or not str(filepath).endswith((".weights.h5", ".keras")):
             raise DPMixError(
-                "load_weights takes a .weights.h5 or .keras file, and all of it, so "
-                f"that what was spent comes along; received: {filepath} "
+                "load_weights takes a whole .weights.h5 or .keras file, so that "
+                f"what was spent is loaded with it; received: {filepath} "
                 f"{settings or ''}. To start from public weights, load them into "
                 "model.network."
             )
@@ -88,23 +88,23 @@ class Saving(keras.Model):
             raise
 
     def save_own_variables(self, store) -> None:
-        """Saves, with the averages, what the weights were trained under."""
+        """Saves the averages and the ledger of the weights."""
         super().save_own_variables(store)
         text = json.dumps(self.ledger.to_list())
         store[_LEDGER] = np.frombuffer(text.encode(), np.uint8)
 
     def load_own_variables(self, store) -> None:
-        """Loads them.
+        """Loads the averages and the ledger.
 
         Raises:
-          DPMixError: the file does not say what its weights were trained under.
+          DPMixError: the file has no ledger of its weights.
         """
         names = set(store.keys())  # of an H5 file too, which is not a dict
         if _LEDGER not in names:
             raise DPMixError(
                 "These weights do not say what they were trained under: they were "
-                "not saved by a DPMixModel of this version. Weights that are public "
-                "can be loaded into its network."
+                "not saved by a DPMixModel of this version. Public weights can be "
+                "loaded into model.network."
             )
         text = np.asarray(store[_LEDGER], np.uint8).tobytes()
         history = Ledger.from_list(json.loads(text), "The weights file")
@@ -112,7 +112,7 @@ class Saving(keras.Model):
         self.account.absorb(history)
 
     def get_compile_config(self) -> dict[str, Any]:
-        """What `compile` was given, for Keras to save."""
+        """Returns the arguments of `compile`, for Keras to save."""
         config = super().get_compile_config()
         if not config:
             return config
@@ -124,7 +124,7 @@ class Saving(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
 
     def state(self) -> dict[str, list[Any]]:
-        """Variables that a checkpoint must hold besides seed and ledger, by group."""
+        """Returns the variables that a checkpoint must hold, by group."""
         return {
             "network": kept_variables(self.network),
             "optimizer": list(self.optimizer.variables),
@@ -133,10 +133,10 @@ class Saving(keras.Model):
 
 
 def kept_variables(network: keras.Model) -> list[Any]:
-    """Variables of a network that a checkpoint must hold.
+    """Returns the variables of a network that a checkpoint must hold.
 
-    Of one on public weights the trained ones alone: the rest is built again from the
-    file, whose digest is on record.
+    For a network on public weights these are only the trained ones: the rest is rebuilt
+    from the file, whose digest is on record.
     """
     if getattr(network, "public_weights", False):
         return list(network.trainable_variables)

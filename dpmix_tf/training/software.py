@@ -1,4 +1,4 @@
-"""Which versions of what trained a model."""
+"""Records the software versions used for training."""
 
 import platform
 import subprocess
@@ -17,11 +17,11 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of what the guarantee rests on, and our git revision.
+    """Returns the versions of what the guarantee rests on, and our git revision.
 
     Returns:
-      Package name -> version, and "git_revision": the commit, "-dirty" behind it where
-      files were changed; None where dpmix_tf does not run from a checkout.
+      Package name -> version, Python's too; and "git_revision": the commit, followed by
+      "-dirty" if files were changed; None if dpmix_tf does not run from a checkout.
     """
     found: dict[str, str | None] = {
         "dpmix_tf": dpmix_tf.__version__,
@@ -46,7 +46,7 @@ def _git_revision() -> str | None:
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # or the repository is another's
+        git("ls-files", "--error-unmatch", here.name)  # fails in a foreign repository
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None

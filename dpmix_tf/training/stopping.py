@@ -1,4 +1,4 @@
-"""Stopping on a signal: the update under way ends, or is abandoned if it is long."""
+"""Stopping on a signal: the current update ends, or is abandoned if it is long."""
 
 import os
 import signal
@@ -10,15 +10,15 @@ _GRACE = 3.0  # seconds that an update may take to end after a signal
 
 
 class StopSignal:
-    """Notes SIGINT and SIGTERM while its context lasts; the second one kills.
+    """Notes SIGINT and SIGTERM while its context lasts; a second signal kills.
 
-    Python handles a signal when TensorFlow's call returns, which in a long update may
-    be hours from now; the operating system's byte down a pipe reaches another thread at
-    once.
+    Python handles a signal only when TensorFlow's call returns, which may take hours in
+    a long update. The signal's byte in a wakeup pipe, however, reaches another thread
+    at once.
 
     Attributes:
       received: whether there was a signal.
-      abandoned: whether the update under way was abandoned for it.
+      abandoned: whether the current update was abandoned because of it.
     """
 
     def __init__(self, abandon: Callable[[], None]):

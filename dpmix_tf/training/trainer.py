@@ -1,4 +1,4 @@
-"""One private training run in one work directory, from a config."""
+"""Trainer: one private training run from a config, in its own work directory."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from dpmix_tf.training.workdir import Metrics, WorkDir, spent_updates
 
 
 class Trainer:
-    """Trains what a config describes; run again on the same workdir, it resumes.
+    """Trains what a config describes; on a workdir that already has a run, resumes it.
 
     The workdir holds `config.json`, `checkpoints/` (secret: they hold the seed),
     `privacy.json` (always what has been spent so far), `metrics.jsonl` and
@@ -38,15 +38,16 @@ class Trainer:
 
     Args:
       config: see training/config.py.
-      workdir: made if missing. Of several workers the first one writes there; the
-        others never touch it.
-      strategy: a tf.distribute strategy, see training.cluster; default one replica.
+      workdir: made if missing. With several workers, only the first one writes there;
+        the others never touch it.
+      strategy: a tf.distribute strategy, see training.cluster; by default one replica.
       shared_seed: a secret seed that other runs use too (an experiment's paired runs),
-        int in [0, 2**128); config.seed is None then. Default one for this run alone.
+        int in [0, 2**128); config.seed must then be None. By default the seed is for
+        this run alone.
 
     Raises:
-      DPMixError: anything wrong with the config, the data or the workdir, or another
-        process in it; before any update is made.
+      DPMixError: the config, the data or the workdir is invalid, or another process
+        uses the workdir; raised before any update is made.
     """
 
     def __init__(
@@ -126,21 +127,21 @@ class Trainer:
             self.workdir.write_config()
 
     def _load_checkpoint(self):
-        """The latest checkpoint, (arrays, metadata), if it may be gone on from."""
+        """The latest checkpoint, (arrays, metadata), if training may resume from it."""
         assert self.workdir is not None
         saved = checkpoints.load_latest(self.workdir.checkpoints)
         spent = spent_updates(self.workdir.path)
         if saved is None and spent:
             raise DPMixError(
-                f"{self.workdir.path} has spent {spent} updates (privacy.json) and its "
-                "checkpoints are gone: a new start there would spend again and report "
-                "only once. Use another --workdir, and count both."
+                f"{self.workdir.path} has spent {spent} updates (privacy.json), but "
+                "its checkpoints are gone: starting again there would spend them twice "
+                "and report them once. Use another --workdir, and count both."
             )
         if saved is not None and saved[1]["data_fingerprint"] != self._fingerprint:
             raise DPMixError(
-                f"The training data has changed since {self.workdir.path} was begun. A "
-                "resumed run repeats its noise, which is safe only on the same "
-                "examples: put them back, or use another --workdir."
+                f"The training data has changed since the run in {self.workdir.path} "
+                "began. A resumed run repeats its noise, which is safe only on the "
+                "same examples: restore them, or use another --workdir."
             )
         return saved
 
@@ -152,8 +153,8 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Trains to the plan's last update, then evaluates on the test set once.
 
-        SIGINT and SIGTERM let the update under way end, or abandon it where that takes
-        more than three seconds, write a checkpoint and stop. A second one kills.
+        SIGINT and SIGTERM let the current update end, or abandon it if that takes more
+        than three seconds, then write a checkpoint and stop. A second signal kills.
 
         Returns:
           The final event of metrics.jsonl: test_accuracy, test_accuracy_ema, epsilon,
@@ -198,7 +199,8 @@ class Trainer:
 
         each_update = keras.callbacks.LambdaCallback(on_train_batch_end=after_update)
         with bar, stopping:
-            self._evaluate_if_due(metrics, {}, shown)  # killed between the two
+            # The run may have been killed between a checkpoint and its evaluation.
+            self._evaluate_if_due(metrics, {}, shown)
             while model.updates < plan.updates:
                 stop = min(
                     plan.updates,
@@ -206,13 +208,13 @@ class Trainer:
                     _next_multiple(model.updates, run.checkpoint_every),
                 )
                 # What will have been spent when the bar next stops, so that it never
-                # shows less than has been.
+                # shows less than what has been spent.
                 shown["epsilon"] = f"<={round_up(plan.epsilon(stop))}"
                 bar.set_postfix(shown)
                 started, waited = time.perf_counter(), model.input_seconds
                 try:
                     history = self._fit(batches, stop - model.updates, each_update)
-                finally:  # whatever happened, what was spent is on record first
+                finally:  # whatever happened, record first what was spent
                     if self.workdir is not None:
                         self.workdir.write_privacy(model)
                 waited = model.input_seconds - waited
@@ -227,7 +229,7 @@ class Trainer:
         return metrics.write("final", model, event) if metrics is not None else event
 
     def _fit(self, batches, updates: int, callback) -> dict[str, list[float]]:
-        """Fits; returns what Keras recorded, nothing of an abandoned update."""
+        """Fits; returns what Keras recorded, or nothing if an update was abandoned."""
         try:
             return self.model.fit(
                 batches, steps_per_epoch=updates, verbose=0, callbacks=[callback]
@@ -249,7 +251,7 @@ class Trainer:
         history: dict[str, list[float]],
         shown: dict[str, str],
     ) -> None:
-        """Evaluates on the validation set at the updates where it is to be done."""
+        """Evaluates on the validation set if it is due after this update."""
         updates = self.model.updates
         due = updates == self.plan.updates or (
             updates > 0 and updates % self.config.run.evaluate_every == 0
@@ -267,9 +269,9 @@ class Trainer:
             shown["val_acc"] = f"{event['validation_accuracy']:.4f}"
 
     def _evaluate(self, part: str, source: ExampleSource | None) -> dict[str, Any]:
-        """Accuracy of the raw and of the averaged weights; {} without examples.
+        """Accuracy of the raw and the averaged weights; {} if there are no examples.
 
-        Of the averaged weights also by class, None for one without examples.
+        For the averaged weights also by class, None for a class without examples.
         """
         if source is None or not self.is_chief:
             return {}

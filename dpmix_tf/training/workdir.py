@@ -18,15 +18,15 @@ from dpmix_tf.training.dp_model import DPMixModel
 
 
 class WorkDir:
-    """A work directory, held by one process at a time from the moment it is opened.
+    """A work directory, locked by one process at a time from the moment it is opened.
 
     Args:
       path: made if missing.
-      config: the run's; a run of another configuration in the folder is refused.
+      config: the run's; must match the configuration of a run already in the folder.
 
     Raises:
-      DPMixError: another process holds the folder, it cannot be written to, or it holds
-        a run of another configuration.
+      DPMixError: another process has locked the folder, it cannot be written to, or it
+        contains a run with another configuration.
     """
 
     def __init__(self, path: str | Path, config: ConfigDict):
@@ -35,12 +35,12 @@ class WorkDir:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.checkpoints.chmod(0o700)
-            # Held until `close`, or until the process ends, however it ends.
+            # Held until `close`, or until the process ends in any way.
             self._lock = lock_file(self.path / ".lock", wait=False)
         except BlockingIOError as error:
             raise DPMixError(
                 f"Another process is training in {self.path}, or an earlier Trainer "
-                "of this one holds it. Wait for it, or use another --workdir."
+                "in this process holds it. Wait for it, or use another --workdir."
             ) from error
         except OSError as error:
             raise DPMixError(
@@ -55,14 +55,15 @@ class WorkDir:
             raise
 
     def close(self) -> None:
-        """Lets other processes in."""
+        """Releases the lock."""
         self._lock.close()
 
     def refuse_if_closed(self) -> None:
-        """Raises DPMixError if another process may be in by now."""
+        """Raises DPMixError if the lock was released."""
         if self._lock.closed:
             raise DPMixError(
-                f"This Trainer has let go of {self.path}. Make a new one to go on."
+                f"This Trainer no longer holds {self.path}. Create a new Trainer to "
+                "continue."
             )
 
     def _refuse_another_config(self) -> None:
@@ -78,8 +79,8 @@ class WorkDir:
             )
 
     def write_config(self) -> None:
-        """Writes config.json: once everything in it has proved to be usable."""
-        # A seed chosen by the user is in it.
+        """Writes config.json; call it once all its settings have proved usable."""
+        # Private, because it contains the seed if the user chose one.
         text = json.dumps(self._config, indent=2) + "\n"
         write_atomic(
             self.path / "config.json",
@@ -88,10 +89,10 @@ class WorkDir:
         )
 
     def write_privacy(self, model: DPMixModel) -> None:
-        """Writes privacy.json, before anything else that the updates changed.
+        """Writes privacy.json; call it before writing anything else about the updates.
 
-        After a crash the run repeats updates it had made, draw for draw; until it has
-        caught up, what had been spent stands.
+        After a crash the run repeats updates it had already made, with the same draws.
+        Until it has caught up, the spending recorded earlier stands.
         """
         plan = model.plan
         ledger = model.ledger.joined(recorded_ledger(self.path))
@@ -120,24 +121,24 @@ class WorkDir:
 
 
 class Metrics:
-    """metrics.jsonl and TensorBoard.
+    """Writes metrics.jsonl and TensorBoard's files.
 
-    They hold the accuracy on validation and test examples, which is not noised and not
-    covered by the guarantee. Of training examples they hold nothing un-noised, unless
-    run.private_metrics asks for it.
+    They hold the accuracy on validation and test examples, which is computed without
+    noise and not covered by the guarantee. They hold nothing computed from training
+    examples without noise, unless run.private_metrics asks for it.
     """
 
     def __init__(self, workdir: Path, keep_until: int):
         self._path = workdir / "metrics.jsonl"
         self._tensorboard = workdir / "tensorboard"
         self._writer: Any = None  # made when it is first written to
-        # A resumed run writes again what came after its checkpoint.
+        # A resumed run rewrites the events after its checkpoint.
         self._events = [e for e in events(workdir) if e["updates"] <= keep_until]
         self.final = _final(self._events)
 
     @property
     def reached(self) -> int:
-        """Update of the last event; 0 where there is none."""
+        """The update of the last event; 0 if there is none."""
         return self._events[-1]["updates"] if self._events else 0
 
     def write(
@@ -178,22 +179,22 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a file that holds one JSON object.
 
     Raises:
-      DPMixError: it does not.
+      DPMixError: the file cannot be read or does not hold one.
     """
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise DPMixError(f"{path} cannot be read: {error}. {_DAMAGED}") from error
     if not isinstance(value, dict):
-        raise DPMixError(f"{path} is no JSON object. {_DAMAGED}")
+        raise DPMixError(f"{path} is not a JSON object. {_DAMAGED}")
     return value
 
 
 def spent_updates(workdir: Path) -> int:
-    """Updates on record in a run's privacy.json; 0 where there is none.
+    """Returns the updates recorded in a run's privacy.json; 0 if there is no file.
 
     Raises:
-      DPMixError: it is damaged.
+      DPMixError: the file is damaged.
     """
     path = workdir / "privacy.json"
     if not path.exists():
@@ -208,10 +209,10 @@ def spent_updates(workdir: Path) -> int:
 
 
 def recorded_ledger(workdir: Path) -> Ledger:
-    """What a run's privacy.json says was spent; an empty ledger where there is none.
+    """Returns the ledger in a run's privacy.json; an empty one if there is no file.
 
     Raises:
-      DPMixError: it is damaged.
+      DPMixError: the file is damaged.
     """
     path = workdir / "privacy.json"
     if not path.exists():
@@ -220,7 +221,7 @@ def recorded_ledger(workdir: Path) -> Ledger:
 
 
 def final_event(workdir: Path) -> dict[str, Any] | None:
-    """What a finished run wrote last to metrics.jsonl; None if it has not finished.
+    """Returns a finished run's last event in metrics.jsonl; None if not finished.
 
     Raises:
       DPMixError: the file is damaged.
@@ -229,7 +230,7 @@ def final_event(workdir: Path) -> dict[str, Any] | None:
 
 
 def events(workdir: Path) -> list[dict[str, Any]]:
-    """All events of metrics.jsonl so far; none where there is no such file.
+    """Returns all events of metrics.jsonl so far; none if there is no such file.
 
     Raises:
       DPMixError: the file is damaged.
@@ -249,7 +250,7 @@ def _read_events(path: Path) -> list[dict[str, Any]]:
         for line in path.read_text().splitlines():
             event = json.loads(line)
             if not isinstance(event, dict) or type(event.get("updates")) is not int:
-                raise ValueError(f"a line is no event: {line[:60]!r}")
+                raise ValueError(f"a line is not an event: {line[:60]!r}")
             found.append(event)
     except (OSError, ValueError, RecursionError) as error:
         raise DPMixError(f"{path} cannot be read: {error}. {_DAMAGED}") from error
@@ -257,7 +258,10 @@ def _read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def differences(theirs: dict, mine: dict, prefix: str = "") -> list[str]:
-    """Lines of what differs; `run` and where data, pool and public weights lie may."""
+    """Returns one line per difference that matters between two configurations.
+
+    `run` may differ, and so may the locations of data, pool and public weights.
+    """
     lines = []
     for key in sorted(theirs.keys() | mine.keys()):
         name = prefix + key
@@ -269,7 +273,7 @@ def differences(theirs: dict, mine: dict, prefix: str = "") -> list[str]:
                 old, new = without_place(old), without_place(new)
             lines += differences(old, new, name + ".")
         elif old != new and name == "seed":
-            lines.append("seed: another one there (it is secret and not shown)")
+            lines.append("seed: a different one there (it is secret and not shown)")
         elif old != new:
             lines.append(f"{name}: {old!r} there, {new!r} here")
     return lines

@@ -107,7 +107,7 @@ def test_guessing_bounds_nothing():
 
 def test_scores_that_tell_nothing_are_refused():
     included = np.array([True, False, True])
-    with pytest.raises(DPMixError, match="one entry a canary"):
+    with pytest.raises(DPMixError, match="one entry per canary"):
         one_run_bound(np.zeros(2), included, delta=1e-5)
     with pytest.raises(DPMixError, match="NaN"):
         one_run_bound(np.array([0, np.nan, 1]), included, delta=1e-5)

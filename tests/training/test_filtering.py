@@ -163,7 +163,7 @@ def test_what_would_break_the_count_is_refused_inside_too():
         KalmanOptimizer(keras.optimizers.SGD(0.1), 0.0)
     config = default_config()
     config.optimizer.low_pass, config.optimizer.kalman_gain = 0.9, 0.5
-    with pytest.raises(DPMixError, match="Give one of"):
+    with pytest.raises(DPMixError, match="Give only one of"):
         make_optimizer(config)
     config.optimizer.low_pass = None
     assert make_optimizer(config).gain == 0.5

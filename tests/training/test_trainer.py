@@ -191,7 +191,7 @@ def test_another_config_on_the_same_workdir_is_refused_with_the_difference(finis
 def test_a_secret_seed_is_not_shown_among_the_differences(finished):
     config = small_config()
     config.seed = 987654321
-    with pytest.raises(DPMixError, match="seed: another one") as error:
+    with pytest.raises(DPMixError, match="seed: a different one") as error:
         Trainer(config, finished[0])
     assert "987654321" not in str(error.value)
 
@@ -321,7 +321,7 @@ def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
         ({"privacy.noise_multiplier": 1.0}, "exactly one of privacy.epsilon"),
         ({"privacy.expected_batch_size": 2000}, "larger than num_examples"),
         ({"privacy.delta": 2.0}, "delta must be"),
-        ({"optimizer.name": "Sgdd"}, "no optimizer"),
+        ({"optimizer.name": "Sgdd"}, "cannot make an optimizer"),
         ({"network.name": "vgg"}, "network must be one of"),
         ({"views.augment": "blur"}, "augment must be one of"),
         ({"data.name": "mnist"}, "data.name must be one of"),
