@@ -68,6 +68,14 @@ def train_command(workdir, *more):
     return [str(train), f"--config={config}", f"--workdir={workdir}", *more]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard():
+    """Shells start background processes with SIGINT ignored, and children inherit it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(autouse=True)
 def same_initial_weights(request):
     """A tolerance that holds today holds tomorrow; each test has its own weights."""
