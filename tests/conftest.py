@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import zlib
 from pathlib import Path
@@ -70,7 +71,7 @@ def train_command(workdir, *more):
 
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c_is_heard():
-    """Shells start background processes with SIGINT ignored, and children inherit it."""
+    """Shells start background processes deaf to SIGINT, and children inherit that."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
