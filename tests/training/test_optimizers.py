@@ -126,7 +126,7 @@ def test_a_locked_config_takes_a_schedule_and_no_typo():
         ({"decay_steps": 5}, "one of CosineDecay"),
         ({"name": "CosineDecay", "decay_step": 5}, "makes no CosineDecay of"),
         ({"class_name": "Cosine", "config": {}}, "one of CosineDecay"),
-        ("fast", "no optimizer 'SGD'"),
+        ("fast", "an optimizer 'SGD'"),
     ],
 )
 def test_schedules_that_are_none_say_which_there_are(learning_rate, words):
