@@ -124,7 +124,7 @@ def test_a_locked_config_takes_a_schedule_and_no_typo():
     [
         ({"name": "Cosine", "decay_steps": 5}, "CosineDecay, CosineDecayRestarts"),
         ({"decay_steps": 5}, "one of CosineDecay"),
-        ({"name": "CosineDecay", "decay_step": 5}, "makes no CosineDecay of"),
+        ({"name": "CosineDecay", "decay_step": 5}, "cannot make a CosineDecay from"),
         ({"class_name": "Cosine", "config": {}}, "one of CosineDecay"),
         ("fast", "an optimizer 'SGD'"),
     ],
