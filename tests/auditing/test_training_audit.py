@@ -114,7 +114,7 @@ def test_runs_start_again_at_the_same_weights_with_other_noise():
     state = [variable.numpy() for variable in training_audit._all(model.state())]
     ends = []
     for seed in (1, 1, 2):
-        training_audit._start_again(model, state, seed)
+        training_audit._start_again(experiment, state, seed)
         experiment.run(np.array([True, True]), seed)
         ends.append([v.numpy() for v in model.network.trainable_variables])
     for one, same, other in zip(*ends, strict=True):
