@@ -1,6 +1,6 @@
-"""The commands: one absl main each, thin."""
+"""The commands, each a thin absl main."""
 
 import os
 
-# TensorFlow's start-up chatter, before anything imports it; errors still show.
+# Silences TensorFlow's start-up notices before anything imports it; errors still show.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -1,11 +1,11 @@
-"""Attacks a training with canaries: an empirical lower bound on its epsilon.
+"""Attacks a training run with canaries and reports a lower bound on epsilon.
 
 python bin/audit.py --config=configs/digits.py --workdir=runs/audit
 
-Trains once with canaries, of which a fair coin puts each in or leaves it out, and tells
-from the training how well it can be guessed which were in. With --runs, trains many
-times with or without one canary. With --trained, tells a finished run's training
-examples from its test examples.
+Trains once with canaries, each of which a fair coin includes or leaves out, and
+measures how well the training reveals which ones were included. With --runs, trains
+many times with or without one canary. With --trained, tries to tell a finished run's
+training examples from its test examples.
 """
 
 import json
@@ -19,22 +19,24 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path, write_text_atomic
 
 _CONFIG = common.define_config()
-_WORKDIR = common.define_workdir("Folder for audit.json and roc.png. Made if missing.")
+_WORKDIR = common.define_workdir(
+    "Folder for audit.json and roc.png. Created if missing."
+)
 _IMAGES = flags.DEFINE_integer(
     "image_canaries", 100, "Mislabelled images, and images of noise, to train on."
 )
 _GRADIENTS = flags.DEFINE_integer(
-    "gradient_canaries", 5_000, "Records whose gradient is a single weight."
+    "gradient_canaries", 5_000, "Records whose gradient is nonzero at a single weight."
 )
 _RUNS = flags.DEFINE_integer(
-    "runs", None, "Train so many times, with or without one canary of each kind."
+    "runs", None, "Train this many times, with or without one canary of each kind."
 )
 _CONFIDENCE = flags.DEFINE_float("confidence", 0.95, "Of all bounds together.")
-_SEED = flags.DEFINE_integer("seed", None, "Repeats an audit; default a fresh one.")
-_TRAINED = flags.DEFINE_string("trained", None, "--workdir of a finished training run.")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where the data of --trained lies now."
+_SEED = flags.DEFINE_integer(
+    "seed", None, "Seed that repeats an audit; default: a new one."
 )
+_TRAINED = flags.DEFINE_string("trained", None, "--workdir of a finished training run.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data of --trained is now.")
 
 
 def _main(argv: list[str]) -> None:
@@ -49,7 +51,7 @@ def _main(argv: list[str]) -> None:
     try:  # before anything is trained
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DPMixError(f"Cannot make the workdir {workdir}: {error}.") from error
+        raise DPMixError(f"Cannot create the workdir {workdir}: {error}.") from error
     result, rocs, claimed = {}, {}, None
     if _CONFIG.value is not None:
         shared = {"confidence": _CONFIDENCE.value, "seed": _SEED.value}
@@ -84,7 +86,8 @@ def _main(argv: list[str]) -> None:
             print(f"membership by {name}: AUC {curve.auc:.3f} ({low:.3f}-{high:.3f})")
             for rate, (value, low, high) in curve.at.items():
                 print(
-                    f"  found at {rate:.1%} false: {value:.2%} ({low:.2%}-{high:.2%})"
+                    f"  true positives at {rate:.1%} false positives: {value:.2%} "
+                    f"({low:.2%}-{high:.2%})"
                 )
     write_text_atomic(workdir / "audit.json", json.dumps(result, indent=2) + "\n")
     auditing.draw_rocs(rocs, workdir / "roc.png", claimed=claimed)

@@ -1,4 +1,4 @@
-"""What the commands share: flags in --help, and errors a user can act on."""
+"""What the commands share: flags in --help, and errors that a user can act on."""
 
 import contextlib
 import shlex
@@ -18,19 +18,19 @@ from dpmix_tf.files import local_path
 
 
 def define_config() -> flags.FlagHolder:
-    """Defines --config: a file in configs/, its fields open to --config.field=value."""
+    """Defines --config: a file in configs/, with fields set by --config.field=value."""
     optional.accept_none()
     holder = config_flags.DEFINE_config_file(
         "config",
         None,
         "Configuration file, such as configs/digits.py. Its fields can be set on the "
         "command line: --config.privacy.epsilon=4. Configuration files are Python code "
-        "and are run: use only those you trust.",
+        "that is executed: use only those you trust.",
         lock_config=True,
     )
     parser = flags.FLAGS["config"].parser
     load = parser.parse
-    # Before fields are set: these may be another network's.
+    # Before fields are set, since they may belong to another network.
     parser.parse = lambda path: switch_network(load(path), sys.argv)
     return holder
 
@@ -41,18 +41,18 @@ def define_workdir(purpose: str) -> flags.FlagHolder[str | None]:
 
 
 def require(**given) -> None:
-    """Refuses to start without the named flags."""
+    """Raises an error unless all the named flags are given."""
     for name, value in given.items():
         if value is None:
             raise DPMixError(f"--{name} is missing. See --help.")
 
 
 def run(main: Callable[[list[str]], None], module: ModuleType | object) -> None:
-    """Runs a command: parses flags, turns our errors into one message and status 2.
+    """Runs a command: parses flags; our errors become one message and exit status 2.
 
     Args:
       main: takes the positional arguments.
-      module: the command's module; its docstring and flags become --help.
+      module: the command's module, whose docstring and flags become --help.
     """
     name = module.__name__  # type: ignore[union-attr]
     for owner in (__name__, name):
@@ -76,7 +76,7 @@ def run(main: Callable[[list[str]], None], module: ModuleType | object) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parses flags, and runs the configuration file."""
+    """Parses flags and runs the configuration file."""
     argv = _joined(argv)
     fields = [part for part in argv[1:] if part.startswith("--config")]
     with _refusals_explained(fields):
@@ -92,7 +92,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _refusals_explained(fields: list[str]) -> Iterator[None]:
-    """Says why --config was refused; ml_collections does so by any bare exception."""
+    """Explains why --config was refused; ml_collections raises any bare exception."""
     try:
         yield
     except (
@@ -105,7 +105,7 @@ def _refusals_explained(fields: list[str]) -> Iterator[None]:
     ) as error:
         text = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")
         print(
-            f"error: the configuration is not accepted: {text}\n"
+            f"error: the configuration is invalid: {text}\n"
             f"It was given by: {shlex.join(f for f in fields if '.seed' not in f)}\n"
             "Fields and their defaults are in dpmix_tf/training/config.py.",
             file=sys.stderr,
@@ -114,7 +114,7 @@ def _refusals_explained(fields: list[str]) -> Iterator[None]:
 
 
 def _with_config_file(part: str) -> str:
-    """Expands `~` in --config=~/x.py; what the file imports can be found from then on.
+    """Expands `~` in --config=~/x.py, and lets the file import its neighbours.
 
     Raises:
       OSError: there is no such file.
@@ -126,13 +126,13 @@ def _with_config_file(part: str) -> str:
     file = Path(given.partition(":")[0])  # configs/pools.py:eurosat
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
-    # Lets it say `from configs import digits`; it lies in configs/ or a folder below.
+    # Lets it say `from configs import digits`; it is in configs/ or a folder below.
     sys.path += map(str, file.resolve().parents[1:3])
     return f"{flag}={given}"
 
 
 def _joined(argv: list[str]) -> list[str]:
-    """Writes `--config path` as `--config=path`; absl takes either."""
+    """Rewrites `--config path` as `--config=path`; absl accepts both."""
     joined: list[str] = []
     for part in argv:
         last = joined[-1] if joined else ""

@@ -1,4 +1,4 @@
-"""Measures a trained model's test accuracy, with raw and with averaged weights.
+"""Measures a trained model's test accuracy with raw and averaged weights.
 
 python bin/evaluate.py --workdir=runs/digits
 """
@@ -13,9 +13,11 @@ from dpmix_tf.cli.startup import start_tensorflow
 from dpmix_tf.errors import DPMixError
 
 _WORKDIR = common.define_workdir("The --workdir of a training run.")
-_SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "Which examples.")
+_SPLIT = flags.DEFINE_enum(
+    "split", "test", ["test", "validation"], "Examples to evaluate on."
+)
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where the data lies now; default where it was for training."
+    "data_dir", None, "Where the data is now; default: where it was for training."
 )
 
 

@@ -1,20 +1,21 @@
-r"""Compares arms at several epsilons with several seeds; tables, pictures, a report.
+r"""Compares arms at several epsilons, with several seeds, and writes a report.
 
   python bin/experiment.py --config=configs/experiments/digits_arms.py \
       --workdir=runs/digits_arms --jobs=2
 
-Each run is a training run in a folder below --workdir. Stopped anywhere, the same
-command resumes; when all is done it only writes the report again.
+Each run is a training run in a folder below --workdir. If interrupted, run the same
+command again to resume; once all runs are done, it only rewrites the report.
 
 Seeds are numbered 1, 2, ... and are the same in every arm, so that differences are
-paired. Behind a number is a secret seed, derived from --workdir/secret.json, which the
-first start draws. Runs with the same number share their noise: publish at most one of
-them. With --public_seeds the numbers themselves are the seeds: everybody can repeat
-such a run, and it has no guarantee.
+paired. Behind each number is a secret seed, derived from --workdir/secret.json, which
+is drawn at the first start. Runs with the same number share their noise: publish at
+most one of them. With --public_seeds the numbers themselves are the seeds: anybody can
+repeat such a run, and it has no guarantee.
 
-On several machines, start --shard=1/n, copy its secret.json into the --workdir of the
-others, and start those with their --shard=i/n; a folder with another secret is refused.
-At the end put the folders together, secret.json too, and run it once more without.
+On several machines, start --shard=1/n first, copy its secret.json into the --workdir of
+the others, and start each of them with its own --shard=i/n; a folder with a different
+secret is refused. At the end, merge the folders, including secret.json, and run the
+command once more without --shard.
 """
 
 import sys
@@ -25,17 +26,17 @@ from dpmix_tf.cli import common
 
 _CONFIG = common.define_config()
 _WORKDIR = common.define_workdir("Folder for all runs, their results and the report.")
-_ARMS = flags.DEFINE_list("arms", None, "Only these arms; default all of the config's.")
-_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
+_ARMS = flags.DEFINE_list("arms", None, "Run only these arms of the config.")
+_JOBS = flags.DEFINE_integer("jobs", 1, "Number of runs at a time.", lower_bound=1)
 _SHARD = flags.DEFINE_string(
     "shard",
     "1/1",
-    "Part of the runs to do here: i/n. All but the first need its secret.json.",
+    "Part of the runs to do here: i/n. Other shards need the secret.json of the first.",
 )
 _PUBLIC_SEEDS = flags.DEFINE_bool(
     "public_seeds",
     False,
-    "Take the seed numbers themselves as seeds: research, without any guarantee.",
+    "Use the seed numbers themselves as seeds: for research, without any guarantee.",
 )
 
 
@@ -54,7 +55,9 @@ def _main(argv: list[str]) -> None:
         first, _, last = _SHARD.value.partition("/")
         shard = int(first), int(last)
     except ValueError as error:
-        raise DPMixError(f"--shard takes i/n, as 1/4: {_SHARD.value!r}.") from error
+        raise DPMixError(
+            f"--shard must be i/n, such as 1/4; received: {_SHARD.value!r}."
+        ) from error
     study = Study(_CONFIG.value, arms=_ARMS.value, public_seeds=_PUBLIC_SEEDS.value)
     records = Runner(study, _WORKDIR.value, jobs=_JOBS.value, shard=shard).run()
     failed = [record for record in records if record["status"] == "failed"]

@@ -1,12 +1,13 @@
-"""Exports a trained model, with its privacy card, to be used elsewhere.
+"""Exports a trained model, with its privacy card, for use elsewhere.
 
 python bin/export.py --workdir=runs/digits --output=models/digits
 python bin/export.py --workdir=runs/digits --output=digits.keras --weights=raw
 
-A folder becomes a SavedModel for TensorFlow Serving: the next free version in it, or
-the version named (models/digits/3). NAME.keras is the Keras network, NAME.tflite a
-LiteRT model. The privacy card lies in the SavedModel's assets.extra, or beside the
-file. What the model answers is described in serving/README.md.
+If --output is a folder, a SavedModel for TensorFlow Serving is written there: the next
+free version in the folder, or the version named (models/digits/3). NAME.keras is the
+Keras network, NAME.tflite a LiteRT model. The privacy card is in the SavedModel's
+assets.extra, or beside the file. serving/README.md describes the model's inputs and
+outputs.
 
 A run with a chosen seed (config.seed) has no guarantee: it is exported only with
 --research, and its card begins with a warning.
@@ -26,10 +27,10 @@ _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder of versions, or a version in it, or NAME.keras/.tflite."
 )
 _WEIGHTS = flags.DEFINE_enum(
-    "weights", "ema", ["ema", "raw"], "Averaged weights, or the last update's."
+    "weights", "ema", ["ema", "raw"], "Averaged weights, or those of the last update."
 )
 _DATA_NAME = flags.DEFINE_string(
-    "data_name", None, "How the card is to call the training data; default: its name."
+    "data_name", None, "Name of the training data on the card; default: the config's."
 )
 _RESEARCH = flags.DEFINE_bool(
     "research", False, "Export a run with a chosen seed, which has no guarantee."

@@ -1,12 +1,14 @@
-r"""Makes a pool of public images for DP-Mix_Diff; run again, it makes what is missing.
+r"""Generates a pool of public images for DP-Mix_Diff.
 
   python bin/generate_pool.py --config=configs/digits_diff.py
   python bin/generate_pool.py --config=configs/cifar10_diff.py --shard=3/16
   python bin/generate_pool.py --config=configs/digits_diff.py --import_from=my_digits
   python bin/generate_pool.py --config=configs/digits_diff.py --repair
 
-What is made, how many and how is set by `config.pool`; the classes and the size are
-those of `config.data`, of which no example is read.
+If interrupted, rerun the same command: it generates only what is missing.
+
+`config.pool` sets what is generated, how many images and how; the classes and the image
+size are those of `config.data`, whose examples are never read.
 """
 
 import sys
@@ -20,13 +22,13 @@ from dpmix_tf.files import local_path
 
 _CONFIG = common.define_config()
 _SHARD = flags.DEFINE_string(
-    "shard", "1/1", "Which part of the work, as 3/16: the third of sixteen."
+    "shard", "1/1", "Which part of the work to do, such as 3/16: the third of sixteen."
 )
 _IMPORT = flags.DEFINE_string(
     "import_from", None, "Instead of generating, import a folder of public images."
 )
 _REPAIR = flags.DEFINE_bool(
-    "repair", False, "First remove images that are broken or were changed."
+    "repair", False, "First remove images that are broken or have been changed."
 )
 _MERGE = flags.DEFINE_list(
     "merge", None, "Instead of generating, merge these pools into config.pool.path."
@@ -41,7 +43,7 @@ def _main(argv: list[str]) -> None:
     settings = _CONFIG.value.pool.to_dict()
     data = _CONFIG.value.data.to_dict()
     if settings["path"] is None:
-        raise DPMixError("Where to? Set it with --config.pool.path=FOLDER.")
+        raise DPMixError("The pool needs a folder: set --config.pool.path=FOLDER.")
     folder = local_path(settings["path"], "pool.path")
     if _MERGE.value:
         maintenance.merge(_MERGE.value, folder)

@@ -1,4 +1,4 @@
-"""--config.network.name: another network than the configuration file's."""
+"""Lets --config.network.name replace the configuration file's network."""
 
 import inspect
 import re
@@ -14,13 +14,13 @@ _NAME = re.compile(r"--?config\.((?:\w+\.)*)network\.name(?:=(.*))?")
 def switch_network(config: Any, argv: list[str]) -> Any:
     """Gives a config the arguments of the network that the command line names.
 
-    A configuration file gives arguments to its own network alone. Where the command
-    line names another, they are dropped, with a line on stderr, and that network's own
-    are there in their place, at their defaults: open to --config.network.depth=6, and
-    closed to typos as before.
+    The arguments in a configuration file are for its own network. Where the command
+    line names another, they are dropped, with a line on stderr, and replaced by that
+    network's arguments at their defaults. These can be set as usual, such as by
+    --config.network.depth=6, and misspelt names are still rejected.
 
     Args:
-      config: as the file made it; changed.
+      config: the config from the file; it is changed in place.
       argv: the command line.
 
     Returns:
@@ -32,7 +32,7 @@ def switch_network(config: Any, argv: list[str]) -> Any:
             continue
         name = match[2] if match[2] is not None else "".join(argv[index + 1 :][:1])
         holder = config
-        for field in match[1].split(".")[:-1]:  # an experiment's is in `base`
+        for field in match[1].split(".")[:-1]:  # in `base` for an experiment
             holder = holder.get(field, ConfigDict())
         if "network" in holder:
             _switch(holder, name)
@@ -57,7 +57,7 @@ def _switch(config: ConfigDict, name: str) -> None:
 
 
 def _value(parameter: inspect.Parameter) -> Any:
-    """An argument's default; a placeholder of its type where it has none."""
+    """Returns an argument's default, or a placeholder of its type if it has none."""
     if parameter.default not in (None, inspect.Parameter.empty):
         return parameter.default
     kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)

@@ -1,4 +1,4 @@
-"""Lets --config.field=None empty a field that may be empty."""
+"""Lets --config.field=None clear a field that may be empty."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from ml_collections import config_dict, config_flags
 
 
 class _OrNone(flags.ArgumentParser):
-    """Another parser, but for the word None."""
+    """Wraps another parser and accepts the word None as well."""
 
     def __init__(self, inner: flags.ArgumentParser):
         self._inner = inner
@@ -21,7 +21,7 @@ class _OrNone(flags.ArgumentParser):
 
 
 def accept_none() -> None:
-    """Makes the flags of all configs take None for a number or a text."""
+    """Makes the flags of all configs accept None for numbers and strings."""
     for kind, parser in (
         (float, flags.FloatParser()),
         (int, flags.IntegerParser()),
@@ -31,13 +31,13 @@ def accept_none() -> None:
 
 
 def refuse_none(flag: flags.Flag) -> None:
-    """Refuses a None for a field that has to have a value.
+    """Refuses None for a field that must have a value.
 
     Args:
-      flag: a config's, parsed.
+      flag: the parsed flag of a config.
 
     Raises:
-      ValueError: names the field.
+      ValueError: a field needs a value; the message names it.
     """
     if flag.value is None:  # no --config was given
         return

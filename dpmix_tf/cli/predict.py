@@ -1,4 +1,4 @@
-r"""Classifies images on disk, with a trained model or by asking a server.
+r"""Classifies images on disk, with a trained model or on a server.
 
 python bin/predict.py --workdir=runs/digits scan1.png scan2.jpg
 python bin/predict.py --workdir=runs/digits --format=json photos/
@@ -27,7 +27,7 @@ from dpmix_tf.serving.client import Answer, connect
 
 _WORKDIR = common.define_workdir("The --workdir of a training run; or give --server.")
 _WEIGHTS = flags.DEFINE_enum(
-    "weights", "ema", ["ema", "raw"], "Averaged weights, or the last update's."
+    "weights", "ema", ["ema", "raw"], "Averaged weights, or those of the last update."
 )
 _SERVER = flags.DEFINE_string(
     "server",
@@ -37,33 +37,37 @@ _SERVER = flags.DEFINE_string(
 _MODEL_NAME = flags.DEFINE_string(
     "model_name", "dpmix", "The model's name in the server's models.config."
 )
-_TIMEOUT = flags.DEFINE_float("timeout", 10.0, "Seconds for the server's answer.")
+_TIMEOUT = flags.DEFINE_float(
+    "timeout", 10.0, "Seconds to wait for the server's answer."
+)
 _RETRIES = flags.DEFINE_integer(
-    "retries", 4, "How often to ask again while the server is away."
+    "retries", 4, "How often to retry while the server is unreachable."
 )
 _REPEAT = flags.DEFINE_integer(
     "repeat",
     None,
-    "Load check: ask the server so many times, image after image, and report requests "
-    "a second and latencies.",
+    "Load test: send this many requests, cycling through the images, and report "
+    "requests per second and latencies.",
     lower_bound=1,
 )
 _CONCURRENCY = flags.DEFINE_integer(
-    "concurrency", 1, "Requests under way at a time in a load check.", lower_bound=1
+    "concurrency", 1, "Number of concurrent requests in a load test.", lower_bound=1
 )
-_FORMAT = flags.DEFINE_enum("format", "table", ["table", "json"], "How to print.")
-_TOP = flags.DEFINE_integer("top", 1, "How many classes an image.", lower_bound=1)
+_FORMAT = flags.DEFINE_enum("format", "table", ["table", "json"], "Output format.")
+_TOP = flags.DEFINE_integer(
+    "top", 1, "How many classes to show per image.", lower_bound=1
+)
 
 
 def _main(argv: list[str]) -> None:
     if (_WORKDIR.value is None) == (_SERVER.value is None):
         raise DPMixError("Give either --workdir or --server. See --help.")
     if _REPEAT.value and _SERVER.value is None:
-        raise DPMixError("--repeat is a load check of a server: give --server.")
+        raise DPMixError("--repeat load-tests a server: give --server too.")
     given = [local_path(name, "An image") for name in argv]
     paths = [path for name in given for path in image_files(name)]
     if not paths:
-        raise DPMixError("No images: name image files, or folders of them.")
+        raise DPMixError("No images: give image files, or folders of them.")
     classify = _local() if _SERVER.value is None else _remote()
     if _REPEAT.value:
         _check_load(classify, paths)
@@ -93,7 +97,7 @@ def _main(argv: list[str]) -> None:
 
 
 def _local() -> Callable[[Path], Answer]:
-    """Classifies with a run's newest checkpoint, here."""
+    """Returns a function that classifies here, with a run's newest checkpoint."""
     start_tensorflow()
     import numpy as np
 
@@ -113,7 +117,7 @@ def _local() -> Callable[[Path], Answer]:
 
 
 def _remote() -> Callable[[Path], Answer]:
-    """Classifies on the server."""
+    """Returns a function that classifies on the server."""
     client = connect(
         _SERVER.value,
         _MODEL_NAME.value,
@@ -121,7 +125,7 @@ def _remote() -> Callable[[Path], Answer]:
         retries=_RETRIES.value,
     )
 
-    @functools.lru_cache(maxsize=1000)  # a load check reads the same files again
+    @functools.lru_cache(maxsize=1000)  # a load test reads the same files repeatedly
     def read(path: Path) -> bytes:
         try:
             return path.read_bytes()
@@ -132,10 +136,10 @@ def _remote() -> Callable[[Path], Answer]:
 
 
 def _check_load(classify: Callable[[Path], Answer], paths: list[Path]) -> None:
-    """Asks again and again; prints the rate and percentiles of the latency."""
+    """Sends many requests; prints their rate and percentiles of the latency."""
     import numpy as np
 
-    classify(paths[0])  # connects, and fails before the clock runs
+    classify(paths[0])  # connects, and fails if it must, before the clock starts
 
     def timed(path: Path) -> float:
         started = time.perf_counter()

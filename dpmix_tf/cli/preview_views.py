@@ -2,7 +2,7 @@
 
   python bin/preview_views.py --config=configs/digits.py --output=views.png
 
-The picture shows a private image: treat it as the data itself.
+The picture shows a private image: protect it like the data itself.
 """
 
 import sys
@@ -14,7 +14,9 @@ from dpmix_tf.errors import DPMixError
 
 _CONFIG = common.define_config()
 _OUTPUT = flags.DEFINE_string("output", "views.png", "PNG file to write.")
-_INDEX = flags.DEFINE_integer("index", 0, "Which training example.", lower_bound=0)
+_INDEX = flags.DEFINE_integer(
+    "index", 0, "Index of the training example.", lower_bound=0
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the views.", lower_bound=0)
 
 
@@ -31,8 +33,8 @@ def _main(argv: list[str]) -> None:
     dataset = load_dataset(**config.data.to_dict())
     if _INDEX.value >= len(dataset.train):
         raise DPMixError(
-            f"--index must be below {len(dataset.train)}, the training examples; "
-            f"received: {_INDEX.value}."
+            f"--index must be below {len(dataset.train)}, the number of training "
+            f"examples; received: {_INDEX.value}."
         )
     views = make_views(config.views.to_dict(), load_pool(config, dataset))
     images, labels = dataset.train.read(np.array([_INDEX.value]))

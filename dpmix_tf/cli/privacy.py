@@ -1,4 +1,4 @@
-r"""Epsilon, noise, updates and batch size: give any three, get the fourth.
+r"""Computes one of epsilon, noise, updates and batch size from the other three.
 
 python bin/privacy.py --num_examples=50000 --delta=1e-5 \
       --epsilon=8 --updates=2400 --batch_size=4096
@@ -22,18 +22,22 @@ from dpmix_tf.privacy import Ledger, PrivacyPlan, accounting
 from dpmix_tf.privacy.plan import finite_or_none, round_up
 from dpmix_tf.privacy.statement import state_guarantee
 
-_NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "Training examples, N.")
-_DELTA = flags.DEFINE_float("delta", None, "Delta; well below 1 / num_examples.")
-_EPSILON = flags.DEFINE_float("epsilon", None, "The budget.")
-_NOISE = flags.DEFINE_float("noise_multiplier", None, "Noise over clip norm.")
-_UPDATES = flags.DEFINE_integer("updates", None, "Noisy updates.")
+_NUM_EXAMPLES = flags.DEFINE_integer(
+    "num_examples", None, "Number of training examples, N."
+)
+_DELTA = flags.DEFINE_float("delta", None, "Delta, well below 1 / num_examples.")
+_EPSILON = flags.DEFINE_float("epsilon", None, "The privacy budget.")
+_NOISE = flags.DEFINE_float(
+    "noise_multiplier", None, "Standard deviation of the noise over the clip norm."
+)
+_UPDATES = flags.DEFINE_integer("updates", None, "Number of noisy updates.")
 _BATCH = flags.DEFINE_float("batch_size", None, "Expected batch size, N times q.")
 _ACCOUNTANT = flags.DEFINE_enum(
     "accountant", "pld", list(accounting.ACCOUNTANTS), "PLD is tighter, RDP faster."
 )
-_FORMAT = flags.DEFINE_enum("format", "table", ["table", "json"], "How to print.")
+_FORMAT = flags.DEFINE_enum("format", "table", ["table", "json"], "Output format.")
 _PICTURE = flags.DEFINE_string(
-    "picture", None, "Write a picture of epsilon against updates to this PNG file."
+    "picture", None, "Write a plot of epsilon against updates to this PNG file."
 )
 _CARD = flags.DEFINE_string(
     "card", None, "Print the privacy card of this exported model, and nothing else."
@@ -82,7 +86,7 @@ def _print_card(path: str) -> None:
 
 
 def _solve() -> PrivacyPlan:
-    """Makes the plan, whichever of the four quantities is missing."""
+    """Makes the plan, solving for whichever of the four quantities is missing."""
     given = {
         "epsilon": _EPSILON.value,
         "noise_multiplier": _NOISE.value,
@@ -141,7 +145,7 @@ def _solve() -> PrivacyPlan:
 
 
 def draw_curve(plan: PrivacyPlan, path: str) -> None:
-    """Draws epsilon against updates, by both accountants, as a PNG."""
+    """Plots epsilon against updates, by both accountants, as a PNG."""
     import dataclasses
 
     pyplot = plotting.pyplot()

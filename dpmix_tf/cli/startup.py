@@ -1,4 +1,4 @@
-"""TensorFlow's notices, kept off the screen until something fails."""
+"""Keeps TensorFlow's notices off the screen until something fails."""
 
 import logging
 import os
@@ -12,19 +12,19 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def ours_or_serious(record: logging.LogRecord) -> bool:
-    """Whether a log line is ours, or a warning of TensorFlow's or another package's."""
+    """Whether a log line is ours, or at least a warning from another package."""
     ours = Path(record.pathname).is_relative_to(_PACKAGE)
     return ours or record.levelno >= logging.WARNING or _everything_wanted()
 
 
 def start_tensorflow() -> None:
-    """Imports TensorFlow and looks for GPUs; what that writes to stderr is held back.
+    """Imports TensorFlow and looks for GPUs, holding back what this writes to stderr.
 
     At every start, before any setting can stop it, TensorFlow writes a page about the
-    processor and about GPUs that are not there. The page is shown if the import fails,
-    if it takes the process down (TensorFlow aborts on processors it was not built for),
-    and if the machine has an NVIDIA GPU that TensorFlow does not find.
-    TF_CPP_MIN_LOG_LEVEL=0 in the environment shows everything, at once.
+    processor and about missing GPUs. The page is shown only if the import fails or
+    takes the process down (TensorFlow aborts on processors it was not built for), or if
+    the machine has an NVIDIA GPU that TensorFlow does not find. Setting
+    TF_CPP_MIN_LOG_LEVEL=0 in the environment shows everything immediately.
     """
     if _everything_wanted() or sys.stderr is None or "tensorflow" in sys.modules:
         return
@@ -61,7 +61,7 @@ def start_tensorflow() -> None:
 def _show_unless_told(reading: int, held: int, screen: int) -> None:
     """Copies what was held back to the screen, unless a byte says not to; then exits.
 
-    Runs in a process of its own, which outlives one that TensorFlow aborts.
+    Runs in its own process, which survives when TensorFlow aborts the main one.
     """
     try:
         if not os.read(reading, 1):

@@ -1,4 +1,4 @@
-r"""Trains a private image classifier; run again on the same --workdir, it resumes.
+r"""Trains a private image classifier; rerun with the same --workdir, it resumes.
 
 python bin/train.py --config=configs/digits.py --workdir=runs/digits
 python bin/train.py --config=configs/digits.py --config.privacy.epsilon=2 \
@@ -25,14 +25,14 @@ from dpmix_tf.files import local_path
 _CONFIG = common.define_config()
 _WORKDIR = common.define_workdir(
     "Folder for checkpoints and config.json (secret: they hold the seed), "
-    "privacy.json, metrics.jsonl and TensorBoard events. Made if missing."
+    "privacy.json, metrics.jsonl and TensorBoard events. Created if missing."
 )
 
 _STRATEGY = flags.DEFINE_enum(
     "strategy",
     "none",
     ["none", "mirrored", "multi_worker"],
-    "One process; all GPUs of this machine; or the machines that TF_CONFIG lists.",
+    "A single process, all GPUs of this machine, or the machines that TF_CONFIG lists.",
 )
 
 
@@ -58,7 +58,7 @@ def _main(argv: list[str]) -> None:
         ("test accuracy     ", "test_accuracy"),
         ("test accuracy, EMA", "test_accuracy_ema"),
     ):
-        if name in result:  # without a test set, or with run.test = False, it is not
+        if name in result:  # missing without a test set or with run.test = False
             print(f"{words} {result[name]:.4f}")
     print(f"\nWritten to {workdir}:")
     print("  privacy.json   what was spent      metrics.jsonl  accuracy by update")
