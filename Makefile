@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up they need, once.
+# Every target but `clean` sets up the environment it needs, once.
 PYTHON ?= $(shell for candidate in python3.11 python3.10 python3 python; do \
 	if $$candidate -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 12))' \
 		>/dev/null 2>&1; then echo $$candidate; break; fi; done)
@@ -23,20 +23,20 @@ lint: $(INSTALLED)
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-# The site of docs/, in site/; an error where a link or a name of the reference is broken.
+# Builds the site from docs/ into site/; fails if a link or a reference is broken.
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
-# Half an hour. The other libraries are measured where their environments are installed:
-# python benchmarks/peers.py --install.
+# Takes half an hour. Other libraries are measured only if their environments are
+# installed: python benchmarks/peers.py --install.
 bench: $(INSTALLED)
 	$(RUN) benchmarks/report.py
 
-# Half an hour: kills, full disks, damaged checkpoints.
+# Takes half an hour: killed processes, full disks, damaged checkpoints.
 faults: $(INSTALLED)
 	$(RUN) -m tests.fault_harness --output=docs/faults.md
 
-# Three quarters of an hour.
+# Takes three quarters of an hour.
 report: $(INSTALLED)
 	$(RUN) bin/generate_pool.py --config=configs/digits_diff.py
 	$(RUN) bin/experiment.py --config=configs/experiments/digits_arms.py \
@@ -50,10 +50,10 @@ museum: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "dpmix_tf needs Python 3.10 or 3.11 (tensorflow-privacy 0.9 asks for < 3.12)," >&2; \
-		echo "and none was found. Install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
+		echo "but none was found. Install one, or give its path: make PYTHON=/path/to/python3.11" >&2; \
 		exit 1; fi
 	$(PYTHON) -m venv .venv
-	$(RUN) -m pip install --quiet --upgrade pip  # older ones take hours to resolve this
+	$(RUN) -m pip install --quiet --upgrade pip  # older versions resolve this for hours
 	$(RUN) -m pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 

@@ -2,8 +2,9 @@
 
   python bin/train.py --config=configs/cifar10_convnet.py --workdir=runs/cifar10_convnet
 
-Add --config.data.data_dir=... where CIFAR-10 is already prepared by TFDS. Small on
-purpose: a run to check a set-up with, far from the accuracy of cifar10_wrn16_4.
+Add --config.data.data_dir=... if TFDS has already prepared CIFAR-10 there. The network
+is small on purpose: the run is for checking a setup, and its accuracy is far below that
+of cifar10_wrn16_4.
 """
 
 from dpmix_tf.training import default_config

@@ -1,11 +1,12 @@
-"""DP-Mix_Diff on CIFAR-10, its synthetic images by KerasCV's Stable Diffusion.
+"""DP-Mix_Diff on CIFAR-10, with synthetic images from KerasCV's Stable Diffusion.
 
   python bin/generate_pool.py --config=configs/cifar10_diff.py
   python bin/train.py --config=configs/cifar10_diff.py --workdir=runs/cifar10_diff
 
-The pool wants a GPU: 5,000 images of 512x512 pixels and 25 steps, shrunk to 32x32. It
-can be made on another machine than the one that holds the private images, in parts with
---shard=1/8 and so on. The network is cifar10_convnet's.
+Generating the pool needs a GPU: 5,000 images of 512x512 pixels, with 25 steps each, are
+shrunk to 32x32. It can be generated on a different machine from the one that holds the
+private images, and in parts, with --shard=1/8 and so on. The network is that of
+cifar10_convnet.
 """
 
 from configs import cifar10_convnet

@@ -2,8 +2,9 @@
 
   python bin/train.py --config=configs/cifar10_scattering.py --workdir=runs/scattering
 
-Add --config.data.data_dir=... where CIFAR-10 is already prepared by TFDS. Published for
-the features at epsilon = 3 (Tramer and Boneh 2021): 67.0 percent with a linear head.
+Add --config.data.data_dir=... if TFDS has already prepared CIFAR-10 there. Published
+for these features with a linear head at epsilon = 3: 67.0 percent (Tramer and Boneh
+2021).
 """
 
 from dpmix_tf.training import default_config

@@ -15,8 +15,8 @@ def get_config():
     config.network.update(name="convnet", widths=(32, 64), groups=8)
     config.views.base = 16
     config.views.mixed = 18
-    # A crop that moves by whole pixels is coarse on 8x8 images, and the strokes that it
-    # mirrors in at the edges look like other digits.
+    # A crop that moves by whole pixels is coarse on 8x8 images, and the strokes that
+    # its padding mirrors at the edges look like other digits.
     config.views.augment = "affine"
     config.privacy.epsilon = 8.0
     config.privacy.delta = 1e-4

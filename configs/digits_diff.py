@@ -1,9 +1,9 @@
-"""DP-Mix_Diff on digits, its synthetic images rendered from fonts.
+"""DP-Mix_Diff on digits, with synthetic images rendered from fonts.
 
   python bin/generate_pool.py --config=configs/digits_diff.py
   python bin/train.py --config=configs/digits_diff.py --workdir=runs/digits_diff
 
-The fonts stand in for a diffusion model, so that this runs with nothing downloaded.
+The fonts stand in for a diffusion model, so that nothing has to be downloaded.
 """
 
 from configs import digits

@@ -4,10 +4,11 @@ r"""A linear head on a frozen public encoder, as published (Bao et al. 2023, sec
       --config.privacy.epsilon=1 --workdir=runs/pet
 
 After the colon: a data set (cifar10, cifar100, eurosat, caltech256, sun397 or
-oxford_iiit_pet), an encoder (clip_vit_b16 or convnext_base) and an arm (self_aug, as
-many views as dp_mix_self; dp_mix_self; or dp_mix_diff, whose pool bin/generate_pool.py
-makes of the same config). Encoder and data are downloaded; without a network,
---config.network.weights=PATH and --config.data.data_dir=PATH. Meant for GPUs.
+oxford_iiit_pet), an encoder (clip_vit_b16 or convnext_base) and an arm (self_aug, with
+as many views as dp_mix_self; dp_mix_self; or dp_mix_diff, whose pool
+bin/generate_pool.py generates from the same config). Encoder and data are downloaded;
+without internet access, give --config.network.weights=PATH and
+--config.data.data_dir=PATH. Meant for GPUs.
 
 Published test accuracy in percent, CLIP ViT-B/16 at epsilon = 1 / 2 / 4 / 8:
 
@@ -17,17 +18,18 @@ Published test accuracy in percent, CLIP ViT-B/16 at epsilon = 1 / 2 / 4 / 8:
 | SUN397 | 72.65 / 76.02 / 78.05 / 79.54 | 73.19 / 76.45 / 78.67 / 79.57 | 75.12 / 77.78 / 79.47 / 80.57 |
 | Oxford Pet | 72.21 / 82.11 / 85.84 / 88.23 | 72.45 / 82.51 / 86.75 / 88.70 | 83.24 / 86.28 / 88.25 / 89.41 |
 
-They started from weights trained on LAION-2B; KerasCV's CLIP has OpenAI's, and
-keras.applications' ConvNeXt has ImageNet's. The learning rates were not published; this
-one was not tuned. The published weight decay of 1e-5 is left out: it moves a head that
-starts at zero by nothing to speak of in ten epochs.
+The published runs started from weights trained on LAION-2B; KerasCV's CLIP has OpenAI's
+weights, and keras.applications' ConvNeXt has ImageNet's. The learning rates were not
+published; this one was not tuned. The published weight decay of 1e-5 is left out: in
+ten epochs it has a negligible effect on a head that starts at zero.
 """  # noqa: E501
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.experiments import ARMS
 from dpmix_tf.training import default_config, pretrained_network
 
-# Training examples of each; ten epochs of batches of 1,000 are a hundredth in updates.
+# Numbers of training examples. Ten epochs of batches of 1,000 take 1/100 as many
+# updates.
 TRAIN = {
     "cifar10": 50_000,
     "cifar100": 50_000,
@@ -48,18 +50,18 @@ def get_config(what: str = "cifar10,clip_vit_b16,dp_mix_self"):
     """Returns the run's configuration.
 
     Args:
-      what: data set, encoder and arm, with commas between.
+      what: data set, encoder and arm, separated by commas.
     """
     data, encoder, arm = (*what.split(","), "", "")[:3]
     if data not in TRAIN or encoder not in ENCODERS or arm not in PUBLISHED_ARMS:
         raise DPMixError(
-            "After configs/finetune.py: comes one of each, with commas between: "
+            "configs/finetune.py: needs one of each after it, separated by commas: "
             f"{', '.join(TRAIN)}; {', '.join(ENCODERS)}; {', '.join(PUBLISHED_ARMS)}. "
             f"Received: {what!r}."
         )
     config = default_config()
     config.data.name = data
-    config.data.validation_fraction = 0.0  # the published runs train on all
+    config.data.validation_fraction = 0.0  # the published runs train on all examples
     config.network = pretrained_network(encoder)
     config.views.update(PUBLISHED_ARMS[arm])
     config.pool.path = f"pools/{data}"

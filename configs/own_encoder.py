@@ -1,11 +1,11 @@
-r"""A private linear head on an encoder of your own, for your own images.
+r"""A private linear head on your own encoder, for your own images.
 
 python bin/train.py --config=configs/own_encoder.py --workdir=runs/head \
     --config.network.encoder=encoder.keras \
     --config.data.name=image_folder --config.data.data_dir=photos
 
 The encoder is a .keras file or a SavedModel, trained on public images: float RGB images
-in [0, 1] -> features. Without --config.data it learns scikit-learn's digits.
+in [0, 1] -> features. Without --config.data the head learns scikit-learn's digits.
 """
 
 from dpmix_tf.training import default_config, pretrained_network

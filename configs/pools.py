@@ -1,4 +1,4 @@
-"""Pools of synthetic images for the published data sets, by Stable Diffusion.
+"""Pools of synthetic images from Stable Diffusion for the published data sets.
 
   python bin/generate_pool.py --config=configs/pools.py:eurosat
 
@@ -31,7 +31,7 @@ _CALTECH256 = {
     "112.human-skeleton": "a photo of a human skeleton model",
 }
 
-# Templates by data set; several are taken in turn.
+# Templates for each data set; several are used in turn.
 _PROMPTS = {
     "cifar10": ("a photo of a {name}",),
     "cifar100": ("a photo of a {name}",),

@@ -1,4 +1,4 @@
-r"""How many views of each kind, and how strongly mixed: K_BASE, K_SELF, K_DIFF, alpha.
+r"""Ablations of the number of views of each kind, K_BASE, K_SELF, K_DIFF, and of alpha.
 
 python bin/generate_pool.py --config=configs/digits_diff.py
 python bin/experiment.py --config=configs/experiments/ablation.py \
@@ -11,7 +11,7 @@ from dpmix_tf.experiments import default_experiment
 
 def get_config():
     """Returns the experiment's configuration."""
-    # One field is moved at a time, from 16 base, 18 mixed and 2 synthetic views.
+    # One field is varied at a time, from 16 base, 18 mixed and 2 synthetic views.
     moved = {
         "base": (4, 8, 16),
         "mixed": (0, 9, 18, 36),

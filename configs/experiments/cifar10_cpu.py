@@ -3,10 +3,11 @@ r"""Self-Aug and DP-Mix_Self at equal compute on CIFAR-10, on two cores.
 python bin/experiment.py --config=configs/experiments/cifar10_cpu.py \
     --workdir=runs/cifar10_cpu
 
-Scattering features and a linear head, on 10,000 examples: twenty minutes. Add
---config.base.data.data_dir=... where CIFAR-10 is already prepared by TFDS. For more:
---config.base.data.train_examples=50000 --config.base.privacy.updates=120
---config.base.privacy.expected_batch_size=8192 --config.seeds=5, an hour a run.
+A linear head on scattering features, trained on 10,000 examples, in twenty minutes. Add
+--config.base.data.data_dir=... if TFDS has already prepared CIFAR-10 there. For a
+larger experiment, at an hour per run, add --config.base.data.train_examples=50000
+--config.base.privacy.updates=120 --config.base.privacy.expected_batch_size=8192
+--config.seeds=5.
 """
 
 from configs import cifar10_scattering

@@ -1,4 +1,4 @@
-r"""All arms on digits: three quarters of an hour on two cores.
+r"""Seven arms on digits: three quarters of an hour on two cores.
 
 python bin/generate_pool.py --config=configs/digits_diff.py
 python bin/experiment.py --config=configs/experiments/digits_arms.py \

@@ -1,12 +1,12 @@
-r"""Mixers at equal compute: on CIFAR-10 at half its size, or on digits.
+r"""Mixers at equal compute, on CIFAR-10 at half its image size or on digits.
 
 python bin/experiment.py --config=configs/experiments/mixers.py --workdir=runs/mixers
 python bin/experiment.py --config=configs/experiments/mixers.py:digits \
     --workdir=runs/mixers_digits --jobs=2
 
-A quarter of an hour each on two cores. CIFAR-10 is 10,000 examples, 16 x 16 pixels, as
-scattering features under a linear head. Add --config.base.data.data_dir=... where
-CIFAR-10 is already prepared by TFDS.
+Each takes a quarter of an hour on two cores. For CIFAR-10, a linear head on scattering
+features is trained on 10,000 examples of 16 x 16 pixels. Add
+--config.base.data.data_dir=... if TFDS has already prepared CIFAR-10 there.
 """
 
 from configs import digits
@@ -25,7 +25,9 @@ def get_config(data: str = "cifar10"):
         base.data.image_size, base.views.padding = 16, 2  # four times as fast
         base.privacy.expected_batch_size, base.privacy.updates = 256, 20
     else:
-        raise ValueError(f"after mixers.py: comes cifar10 or digits, not {data}")
+        raise ValueError(
+            f"mixers.py: must be followed by cifar10 or digits, not {data}"
+        )
     mixed = {
         mixer: {"views": {"base": one, "mixed": two, "mixer": mixer}}
         for mixer in MIXERS

@@ -1,9 +1,9 @@
-r"""Why mixing different private examples loses: naive mixup by its microbatch's size.
+r"""Why mixing different private examples loses: naive mixup by microbatch size.
 
 python bin/experiment.py --config=configs/experiments/naive_mixup.py \
     --workdir=runs/naive_mixup --jobs=2
 
-The report's cost table gives the noise that each clipped term is heard through.
+The report's cost table gives the noise per clipped term.
 """
 
 from configs import digits

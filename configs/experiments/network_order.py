@@ -1,10 +1,10 @@
-r"""Which order of norm and activation a wide residual network needs: digits, WRN-10-1.
+r"""Compares orders of norm and activation in a wide residual network: WRN-10-1, digits.
 
 python bin/experiment.py --config=configs/experiments/network_order.py \
     --workdir=runs/network_order --jobs=2
 
-Plain DP-SGD, so that nothing but the order differs; nothing is tuned. About ten minutes
-on two cores.
+All arms use plain DP-SGD, so that only the order differs; nothing is tuned. It takes
+about ten minutes on two cores.
 """
 
 from configs import digits

@@ -1,10 +1,10 @@
-r"""A head on a frozen encoder, as published, on one of the six data sets.
+r"""A linear head on a frozen encoder, as published, on one of the six data sets.
 
 python bin/experiment.py --workdir=runs/paper_pet \
     --config=configs/experiments/paper_finetune.py:oxford_iiit_pet,clip_vit_b16
 
-Meant for GPUs. The learning rates were not published: three are tried. DP-Mix_Diff
-needs its pool first:
+Meant for GPUs. The learning rates were not published, so three are tried. DP-Mix_Diff
+needs its pool to be generated first:
 bin/generate_pool.py --config=configs/pools.py:oxford_iiit_pet
 """
 
@@ -36,7 +36,7 @@ def get_config(what: str = "oxford_iiit_pet,clip_vit_b16"):
     """Returns the experiment's configuration.
 
     Args:
-      what: data set and encoder, with a comma between: see configs/finetune.py.
+      what: data set and encoder, separated by a comma, see configs/finetune.py.
     """
     data, _, encoder = what.partition(",")
     base = finetune.get_config(f"{data},{encoder},dp_mix_diff")

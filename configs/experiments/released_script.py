@@ -1,4 +1,4 @@
-r"""Does blending pixels matter, or only the labels? The released script blended these.
+r"""Does blending pixels matter? The released script blended only the labels.
 
 python bin/experiment.py --config=configs/experiments/released_script.py \
     --workdir=runs/released_script --jobs=2
