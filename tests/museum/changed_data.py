@@ -1,4 +1,4 @@
-"""Data that was replaced by other data of the same size while a run was stopped."""
+"""An exhibit: data replaced by other data of the same size while a run was stopped."""
 
 import contextlib
 import tempfile
@@ -15,7 +15,7 @@ from tests.museum.exhibits import Exhibit
 
 
 def _photos(folder, *, changed=False):
-    """Images of noise as files of one size; on demand, a tenth of them are others."""
+    """Writes images of noise, all of the same size; `changed` replaces a tenth."""
     random = np.random.default_rng(0)
     for index in range(60):
         image = random.integers(0, 256, (8, 8, 3), np.uint8)
@@ -27,9 +27,9 @@ def _photos(folder, *, changed=False):
 
 
 def _weights(photos, workdir):
-    """Trains, or resumes; the trained weights as one vector."""
+    """Trains or resumes; returns the weights before and after, each as one vector."""
     config = default_config()
-    config.seed = 3  # secret, and the same for both: a resumed run keeps it
+    config.seed = 3  # secret, and the same for both, as a resumed run keeps its seed
     config.data.update(
         name="image_folder",
         data_dir=str(photos),
@@ -51,11 +51,11 @@ def _weights(photos, workdir):
 
 
 def noise_repeated_on_other_images():
-    """How much noise is left between a run and its second half on changed images."""
+    """The noise left between an update and its repetition on changed images."""
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / "run"
         _, first = _weights(_photos(Path(folder) / "photos"), workdir)
-        # Killed before the last checkpoint; somebody then replaces images.
+        # The run is killed before its last checkpoint; then images are replaced.
         newest = sorted((workdir / "checkpoints").iterdir())[-1]
         newest.unlink()
         (workdir / "metrics.jsonl").unlink()
@@ -66,17 +66,17 @@ def noise_repeated_on_other_images():
         except DPMixError as error:
             if "training data has changed" not in str(error):
                 raise
-            return False, "changed images are noticed, and nothing is resumed"
+            return False, "the change is detected, and the run does not resume"
     left = np.linalg.norm(second - first) / np.linalg.norm(first - start)
     return True, (
-        "resumed on changed images; the two second updates differ by "
-        f"{left:.3f} of the noisy update: its noise is subtracted away"
+        "the run resumes; the two second updates differ by "
+        f"{left:.3f} of a noisy update: the noise cancels"
     )
 
 
 @contextlib.contextmanager
 def data_known_by_its_size():
-    """Fingerprints see the classes, the shape and the number of examples."""
+    """Fingerprints cover only the classes, the shape and the number of examples."""
 
     def fingerprint(self):
         return f"{self.class_names} {self.image_shape} {len(self)}"

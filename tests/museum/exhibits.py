@@ -1,7 +1,7 @@
 """A museum of broken privacy: faults, and what catches them.
 
-Each fault is put into the real code by a context manager, and a check looks at it from
-outside. A check says (caught, what it saw); on the code as it is it must not catch.
+A context manager plants each fault in the real code, and a check observes it from
+outside. A check returns (caught, what it saw); on the unchanged code it must not catch.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ SEED = 2
 
 
 def audited():
-    """The white-box audit of a short training on digits."""
+    """A white-box audit of a short training run on digits."""
     config = default_config()
     config.network.update(name="convnet", widths=(16, 32), groups=4)
     config.views.base, config.views.mixed, config.views.augment = 2, 1, "affine"
@@ -47,7 +47,7 @@ def audited():
         epsilon=4.0, delta=1e-4, expected_batch_size=200, updates=12, accountant="pld"
     )
     audit = audit_one_run(config, image_canaries=0, gradient_canaries=4_000, seed=7)
-    bound = f"epsilon >= {audit.epsilon:.2f} where {audit.claimed[0]:.2f} is claimed"
+    bound = f"epsilon >= {audit.epsilon:.2f}, while {audit.claimed[0]:.2f} is claimed"
     return audit.refuted, bound
 
 
@@ -75,11 +75,11 @@ def _length(parts):
 
 
 def sensitivity():
-    """By how much one example moves the clipped sum of eight, or of two, at most."""
+    """The most that one example moves the clipped sum of eight, or of two."""
     source = _digits(8)
     model = _model(source)
     images, labels = source.read(np.arange(8))
-    # One whose class the network is sure of: its gradient is short.
+    # The network is sure of this example's class, so its gradient is short.
     kernel = model.network.layers[-1].kernel
     kernel.assign(5 * kernel)
     labels[0] = np.argmax(model(images[:1])[0])
@@ -100,7 +100,7 @@ def sensitivity():
 
 
 def _noises(updates, *, sizes):
-    """The noise of each update on a batch of a given size, [update] of lists."""
+    """The noise of each update on a batch of a given size: a list per update."""
     source = _digits()
     model = _model(source, noise=2.0, updates=len(sizes))
     seen = []
@@ -120,23 +120,23 @@ def _noises(updates, *, sizes):
 
 
 def noise_everywhere():
-    """The noise of every variable against the planned deviation."""
+    """The noise on each variable, compared with the planned standard deviation."""
     plan, (parts,) = _noises([0], sizes=[5])
     planned = plan.noise_multiplier * plan.clip_norm
     ratios = [float(np.std(part) / planned) for part in parts if part.size > 20]
     worst = max(ratios, key=lambda ratio: abs(ratio - 1))
-    return abs(worst - 1) > 0.5, f"a variable's noise is {worst:.2f} of the planned"
+    return abs(worst - 1) > 0.5, f"a variable's noise is {worst:.2f} of that planned"
 
 
 def noise_fresh():
-    """How alike the noises of two updates are."""
+    """The correlation between the noise of two updates."""
     _, (first, second) = _noises([0, 1], sizes=[5, 5])
     alike = np.corrcoef(np.concatenate(first), np.concatenate(second))[0, 1]
-    return alike > 0.5, f"two updates' noises correlate by {alike:.2f}"
+    return alike > 0.5, f"the noise of two updates has a correlation of {alike:.2f}"
 
 
 def noise_whatever_the_batch():
-    """The noise of an empty batch against that of a full one."""
+    """The noise on an empty batch, compared with that on a full one."""
     plan, (empty, full) = _noises([0, 0], sizes=[0, 24])
     ratio = float(np.std(np.concatenate(empty)) / np.std(np.concatenate(full)))
     return abs(
@@ -145,19 +145,19 @@ def noise_whatever_the_batch():
 
 
 def poisson():
-    """Sizes of 2,000 batches, whose variance Poisson sampling fixes."""
+    """The sizes of 2,000 batches, whose variance Poisson sampling determines."""
     source = _digits(40)
     plan = plan_for(40, batch=8, updates=2_000)
     batches = PoissonBatches(source, plan, seed=5)
     drawn = [batches.indices(update) for update in range(2_000)]
     twice = sum(len(np.unique(ids)) < len(ids) for ids in drawn)
     variance = float(np.var([len(ids) for ids in drawn]) / (40 * 0.2 * 0.8))
-    saw = f"variance of sizes {variance:.2f} of the binomial, {twice} with repeats"
+    saw = f"sizes have {variance:.2f} of the binomial variance; {twice} have repeats"
     return abs(variance - 1) > 0.3 or twice > 0, saw
 
 
 def resumed():
-    """Weights of a run that stops half way and goes on, against one that does not."""
+    """The weights of a run that stops halfway and resumes, and of one that does not."""
 
     def weights(stops):
         source = _digits()
@@ -168,11 +168,11 @@ def resumed():
         return [variable.numpy() for variable in model.network.trainable_variables]
 
     apart = _length([a - b for a, b in zip(weights([6]), weights([3, 3]), strict=True)])
-    return apart > 1e-3, f"the resumed run ends {apart:.3g} away"
+    return apart > 1e-3, f"the resumed run's weights end {apart:.3g} away"
 
 
 def counted():
-    """Updates that the optimizer applied, against those that epsilon counts."""
+    """The updates that the optimizer applied, and those that epsilon counts."""
     source = _digits()
     model = _model(source, noise=2.0, updates=6)
     with contextlib.suppress(DPMixError):
@@ -186,7 +186,7 @@ def counted():
 
 
 def nothing_but_gradients():
-    """What changes in a network besides its trainable weights."""
+    """Changes in a network besides those of its trainable weights."""
     source = _digits()
     network = keras.Sequential(
         [
@@ -210,7 +210,7 @@ def nothing_but_gradients():
 
 
 def pool_is_public():
-    """A training with a pool of synthetic images, some of them private ones."""
+    """A training run with a pool of synthetic images, some of which are private."""
     private = POOL_OF_TRAINING_IMAGES
     dataset = load_dataset("digits")
     random = np.random.default_rng(0)
@@ -277,7 +277,7 @@ def augmentation_looks_around():
 
 
 def each_view_clipped():
-    """K clipped views an example, added up."""
+    """Each view is clipped, and an example's K clipped views are added up."""
 
     def make(clipped_gradient_sum):
         def by_view(mechanism, variables, examples, make_views, mean_loss, **settings):
@@ -304,7 +304,7 @@ def each_view_clipped():
 
 
 def sum_clipped():
-    """Gradients are added up as they are, and the sum is clipped."""
+    """Gradients are added up unclipped, and the sum is clipped."""
 
     def make(clipped_gradient_sum):
         loose = GaussianMechanism(plan_for(40, batch=8, noise=0.0, clip=1e9), seed=1)
@@ -366,7 +366,7 @@ def noise_follows_the_batch():
     def make(noisy_mean):
         def scaled(self, total, update):
             noisy = noisy_mean(self, total, update)
-            # How long the sum is stands in for how many examples it has.
+            # The length of the sum stands in for the number of examples in it.
             share = tf.linalg.global_norm(total) / self.clip_norm
             mean = [part / self._expected_batch_size for part in total]
             return [m + share * (n - m) for n, m in zip(noisy, mean, strict=True)]
@@ -399,13 +399,13 @@ def fixed_order():
 
 
 def numbers_not_looked_at():
-    """Nobody looks whether a batch is of the update that it is used for."""
+    """Nothing checks that a batch belongs to the update it is used for."""
     return _instead(Account, "check", lambda check: lambda self, _: check(self, None))
 
 
 @contextlib.contextmanager
 def forgets_where_it_was():
-    """After a stop, streams start over: batches are used again."""
+    """After a stop, streams start over, so batches are used again."""
 
     def make(dataset):
         return lambda self, **settings: dataset(self, **settings | {"start": lambda: 0})
@@ -450,7 +450,7 @@ class Exhibit:
 
 EXHIBITS = [
     Exhibit(
-        "examples mixed with each other inside the sum",
+        "examples mixed with each other before clipping",
         mixup_across_examples,
         sensitivity,
     ),
@@ -459,25 +459,31 @@ EXHIBITS = [
         augmentation_looks_around,
         sensitivity,
     ),
-    Exhibit("each view clipped, K of them added up", each_view_clipped, sensitivity),
-    Exhibit("the batch's sum clipped instead of its parts", sum_clipped, sensitivity),
-    Exhibit("noise missing", no_noise, audited),
-    Exhibit("half of the noise", noise_halved, audited),
+    Exhibit("K views clipped separately and added up", each_view_clipped, sensitivity),
     Exhibit(
-        "noise missing on one variable", one_variable_without_noise, noise_everywhere
+        "the batch's sum clipped instead of each example's gradient",
+        sum_clipped,
+        sensitivity,
     ),
+    Exhibit("no noise", no_noise, audited),
+    Exhibit("half the noise", noise_halved, audited),
+    Exhibit("no noise on one variable", one_variable_without_noise, noise_everywhere),
     Exhibit("the same noise in every update", noise_used_again, noise_fresh),
     Exhibit(
-        "noise scaled by the actual batch",
+        "noise scaled by the actual batch size",
         noise_follows_the_batch,
         noise_whatever_the_batch,
     ),
-    Exhibit("BatchNormalization let in", networks_not_checked, nothing_but_gradients),
-    Exhibit("every drawn example drawn twice", examples_drawn_twice, audited),
-    Exhibit("batches in fixed order, called Poisson", fixed_order, poisson),
-    Exhibit("batches drawn again after a stop", forgets_where_it_was, resumed),
+    Exhibit("BatchNormalization accepted", networks_not_checked, nothing_but_gradients),
+    Exhibit("each drawn example used twice", examples_drawn_twice, audited),
     Exhibit(
-        "epsilon counted once for two updates", every_other_update_counted, counted
+        "batches in a fixed order, accounted as Poisson sampling", fixed_order, poisson
     ),
-    Exhibit("a pool made of training images", pool_of_training_images, pool_is_public),
+    Exhibit("batches repeated after a stop", forgets_where_it_was, resumed),
+    Exhibit(
+        "epsilon counted once per two updates",
+        every_other_update_counted,
+        counted,
+    ),
+    Exhibit("training images in the pool", pool_of_training_images, pool_is_public),
 ]

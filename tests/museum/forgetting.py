@@ -1,4 +1,4 @@
-"""What was spent is forgotten, or spent again without being counted."""
+"""Exhibits: spent privacy is forgotten, or spent again without being counted."""
 
 import contextlib
 
@@ -20,7 +20,7 @@ from tests.museum.exhibits import (
 
 
 class _WeightsComeBack(keras.callbacks.Callback):
-    """Keeps the weights of after epoch 0 and sets them after epoch 1."""
+    """Keeps the weights after epoch 0 and restores them after epoch 1."""
 
     def on_epoch_end(self, epoch, logs=None):
         if epoch == 0:
@@ -30,7 +30,7 @@ class _WeightsComeBack(keras.callbacks.Callback):
 
 
 def noise_used_once():
-    """Noises of a run whose weights a callback sets back, compared with each other."""
+    """The correlation of updates' noise in a run whose weights a callback restores."""
     source, noises = _digits(), []
     model = _model(source, noise=2.0, updates=6)
     noisy_mean = model.step.mechanism.noisy_mean
@@ -61,12 +61,12 @@ def noise_used_once():
     )
     alike = np.corrcoef(np.stack(noises)) - np.eye(len(noises))
     closest = float(np.abs(alike).max())
-    return closest > 0.5, f"two updates' noises correlate by {closest:.2f}"
+    return closest > 0.5, f"the noise of two updates has a correlation of {closest:.2f}"
 
 
 @contextlib.contextmanager
 def number_kept_among_the_weights():
-    """And nobody looks whether a batch is of the update that it is used for."""
+    """In addition, nothing checks that a batch belongs to the update it is used for."""
 
     def getting(get_weights):
         return lambda self: [*get_weights(self), np.int64(self.account.next)]
@@ -87,20 +87,20 @@ def number_kept_among_the_weights():
 
 
 def trained_before_counts():
-    """Epsilon that a second model of a network reports, against that of all updates."""
+    """The epsilon that a network's second model reports, and that of all updates."""
     source = _digits()
     first = _model(source, noise=2.0, updates=6)
     first.fit(PoissonBatches(source, first.plan), steps_per_epoch=4, verbose=0)
     second = _model(source, noise=2.0, updates=6, network=first.network)
     second.fit(PoissonBatches(source, first.plan), steps_per_epoch=2, verbose=0)
     spent = first.plan.epsilon(6)
-    saw = f"epsilon {second.epsilon:.2f} reported where {spent:.2f} is spent"
+    saw = f"epsilon {second.epsilon:.2f} is reported, while {spent:.2f} is spent"
     return second.epsilon < spent, saw
 
 
 @contextlib.contextmanager
 def earlier_training_forgotten():
-    """Every model finds its network's variables as if they were new."""
+    """Every model treats its network's variables as if they were new."""
 
     def alone(_):
         return property(lambda self: Ledger((self.entry(),)))
@@ -115,12 +115,12 @@ def earlier_training_forgotten():
 
 EXHIBITS = [
     Exhibit(
-        "the number of the next update kept among the weights",
+        "the number of the next update stored with the weights",
         number_kept_among_the_weights,
         noise_used_once,
     ),
     Exhibit(
-        "what a network was trained with before forgotten",
+        "a network's earlier training forgotten",
         earlier_training_forgotten,
         trained_before_counts,
     ),

@@ -1,4 +1,4 @@
-"""Exhibits: an experiment whose runs' noise can be told from what is published."""
+"""Exhibits: the noise of an experiment's runs can be derived from published files."""
 
 import contextlib
 import re
@@ -28,7 +28,7 @@ TRIED = 1_000  # seeds 0, 1, ... are tried
 
 
 class _InThisProcess:
-    """Stands in for the process of a run, so that a fault put in here is in it too."""
+    """Stands in for a run's process, so that a fault planted here affects it too."""
 
     def __init__(self, arguments, **_):
         worker.train(Path(arguments[3]))
@@ -39,7 +39,7 @@ class _InThisProcess:
 
 
 def _study():
-    """One run of one update, after which the weights are little but its noise."""
+    """One run of one update, after which the weights are almost entirely noise."""
     base = digits.get_config()
     base.network.update(widths=(8,), groups=4)
     base.views.base, base.views.mixed = 1, 0
@@ -51,7 +51,7 @@ def _study():
 
 
 def _revealed(root):
-    """Numbers and keys in all files that others may read."""
+    """Finds numbers and keys in all files that others may read."""
     words = set()
     for path in root.rglob("*"):
         if path.is_file() and path.stat().st_mode & 0o044:
@@ -62,7 +62,7 @@ def _revealed(root):
 
 
 def _guesses(root):
-    """Seeds that who reads the files would try: numbers, and what follows from them."""
+    """Seeds that a reader of the files would try: numbers, and seeds they lead to."""
     numbers = _revealed(root) | set(range(TRIED))
     yield from (number for number in numbers if number < 2**128)
     for number in numbers:
@@ -71,7 +71,7 @@ def _guesses(root):
 
 
 def guessed():
-    """How alike a run's weights and the noise of any guessed seed are."""
+    """The correlation of a run's weights with the noise of the best guessed seed."""
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(runner, "subprocess", mock.Mock(Popen=_InThisProcess)),
@@ -96,7 +96,7 @@ def guessed():
     for guess in guesses:
         mechanism.reseed(guess)
         best = max(best, -float(np.corrcoef(noise().numpy(), moved)[0, 1]))
-    saw = f"of {len(guesses):,} guessed seeds the best one's noise correlates by "
+    saw = f"the noise of the best of {len(guesses):,} guessed seeds correlates by "
     return best > 0.5, saw + f"{best:.2f}"
 
 
@@ -106,13 +106,13 @@ def numbers_for_seeds():
 
 
 def drawn_from_the_title():
-    """Every experiment's secret is the same one."""
+    """All experiments have the same secret."""
     return mock.patch.object(secret.secrets, "token_hex", lambda count: "00" * count)
 
 
 @contextlib.contextmanager
 def secret_told():
-    """The secret itself stands where its fingerprint belongs."""
+    """The secret itself is written where its fingerprint belongs."""
     told = property(lambda self: self.key.hex())
     with mock.patch.object(Secret, "fingerprint", told):
         yield
@@ -120,6 +120,6 @@ def secret_told():
 
 EXHIBITS = [
     Exhibit("an experiment's seeds are 1, 2, 3, ...", numbers_for_seeds, guessed),
-    Exhibit("every experiment has one secret", drawn_from_the_title, guessed),
-    Exhibit("an experiment's secret beside its results", secret_told, guessed),
+    Exhibit("all experiments share one secret", drawn_from_the_title, guessed),
+    Exhibit("an experiment's secret written beside its results", secret_told, guessed),
 ]

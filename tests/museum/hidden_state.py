@@ -1,7 +1,7 @@
-"""Exhibits: numbers of private images that stay in a network without clipping or noise.
+"""Exhibits: a network keeps values of private images without clipping or noise.
 
-The checks look at what a network holds after it was handed over, not at how validation
-works.
+The checks look at what a network holds after DPMixModel has received it, not at how
+validation works.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from tests.museum.exhibits import Exhibit, _digits, _model
 
 
 class KeepsPeak(keras.layers.Layer):
-    """Keeps the largest value it has seen, where Keras does not look for variables."""
+    """Keeps the largest value of a batch where Keras does not look for variables."""
 
     def __init__(self):
         super().__init__()
@@ -40,21 +40,21 @@ def _network(layer):
 
 
 def hidden_variables():
-    """What a layer's plain tf.Variable holds after a clipped sum."""
+    """The value of a layer's plain tf.Variable after a clipped sum."""
     layer = KeepsPeak()
     source = _digits()
     try:
         model = _model(source, network=_network(layer))
     except DPMixError as error:
-        return False, f"turned away: {str(error)[:60]}..."
+        return False, f"rejected: {str(error)[:60]}..."
     layer.kept["peak"][0].assign(0.0)
     model.clipped_gradient_sum(*source.read(np.arange(5)))
     kept = float(layer.kept["peak"][0].numpy())
-    return kept > 0, f"the network holds the brightest private pixel, {kept:.3f}"
+    return kept > 0, f"the network holds the brightest private pixel: {kept:.3f}"
 
 
 def adapted_statistics():
-    """What a Normalization adapted to private images holds of them."""
+    """The statistics in a Normalization layer that was adapted to private images."""
     source = _digits()
     images = source.read(np.arange(len(source)))[0] / np.float32(255)
     layer = keras.layers.Normalization(axis=None)
@@ -62,10 +62,10 @@ def adapted_statistics():
     try:
         model = _model(source, network=_network(layer))
     except DPMixError as error:
-        return False, f"turned away: {str(error)[:60]}..."
+        return False, f"rejected: {str(error)[:60]}..."
     mean = float(np.asarray(model.network.layers[0].adapt_mean))
     apart = abs(mean - float(images.mean()))
-    return apart < 1e-4, f"the network holds the private images' mean to {apart:.1g}"
+    return apart < 1e-4, f"the network holds the private mean to within {apart:.1g}"
 
 
 @contextlib.contextmanager
@@ -82,12 +82,12 @@ def adapted_not_looked_for():
 
 EXHIBITS = [
     Exhibit(
-        "state in a variable that Keras does not track, let in",
+        "state in a variable that Keras does not track, accepted",
         writes_not_looked_for,
         hidden_variables,
     ),
     Exhibit(
-        "a layer adapted to private images, let in",
+        "a layer adapted to private images, accepted",
         adapted_not_looked_for,
         adapted_statistics,
     ),

@@ -1,4 +1,4 @@
-"""Workers that were not given the same configuration."""
+"""An exhibit: workers that were not given the same configuration."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ def _config(clip_norm):
 
 
 def _worker(clip_norm, texts_of_workers):
-    """The model of a worker, and what cluster.texts_of_workers hears of the others."""
+    """Returns a worker's model; `texts_of_workers` replaces the one in cluster."""
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(cluster, "texts_of_workers", texts_of_workers),
@@ -39,7 +39,7 @@ def _worker(clip_norm, texts_of_workers):
 
 
 def workers_clip_alike():
-    """How far an example at a worker of another clip norm moves the sum."""
+    """How far an example moves the sum on a worker with another clip norm."""
     told = []
 
     def of_second(strategy, text):
@@ -66,5 +66,7 @@ def workers_not_compared():
 
 
 EXHIBITS = [
-    Exhibit("workers of different clip norms", workers_not_compared, workers_clip_alike)
+    Exhibit(
+        "workers with different clip norms", workers_not_compared, workers_clip_alike
+    )
 ]
