@@ -143,7 +143,7 @@ class Account:
         Allowed only if seed, data and everything else are that run's: a repeated update
         is then exactly the same release.
         """
-        if self.next:
+        if self.entry().updates:
             raise DPMixError("A run can be resumed only in a new model.")
         rest = tuple(entry for entry in history.entries if entry.run != run)
         own = [entry for entry in history.entries if entry.run == run]

@@ -172,6 +172,22 @@ def test_a_resumed_run_is_the_same_run():
         again.resume(first.ledger, first.run)
 
 
+def test_a_run_resumes_on_layers_that_an_equal_plan_has_trained():
+    earlier = Ledger((Entry(run="elsewhere", plan=PLAN, updates=5),))
+
+    def opened():
+        shared = variables()
+        record_history(shared, earlier)
+        return Account.open(shared, PLAN)
+
+    first = opened()
+    charged(first, 3)
+    again = opened()
+    again.resume(first.ledger, first.run)
+    assert again.next == first.next == 8
+    assert as_sets(again.ledger) == as_sets(first.ledger)
+
+
 def test_the_statement_lists_every_plan_and_prices_the_choice():
     both = Ledger.planned(PLAN).joined(Ledger((Entry(run="b", plan=OTHER, updates=4),)))
     text = state_guarantee(both, OTHER)
