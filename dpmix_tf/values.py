@@ -1,6 +1,7 @@
-"""Makes frozen dataclasses hold plain Python numbers and strings."""
+"""Plain values: of frozen dataclasses, and of nested settings."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,3 +16,14 @@ def hold_plain_values(instance: Any) -> None:
         value = getattr(instance, field.name)
         if isinstance(value, np.generic):
             object.__setattr__(instance, field.name, value.item())
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens nested settings: dotted name -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

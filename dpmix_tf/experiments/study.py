@@ -13,6 +13,7 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.experiments.secret import FINGERPRINT
 from dpmix_tf.files import write_text_atomic
 from dpmix_tf.training.workdir import differences, read_json
+from dpmix_tf.values import flatten
 from dpmix_tf.views import count_views
 
 # Trials are chosen by this value of an event: the accuracy of averaged weights.
@@ -158,11 +159,11 @@ class Study:
 
     def fields(self, arm: str) -> dict[str, Any]:
         """An arm's config without seed, epsilon and tuned values, by dotted name."""
-        return _flatten(self.config.base.to_dict()) | self.changes(arm)
+        return flatten(self.config.base.to_dict()) | self.changes(arm)
 
     def changes(self, arm: str) -> dict[str, Any]:
         """Fields of the base config that an arm sets, by dotted name."""
-        return _flatten(self.config.arms[arm].to_dict())
+        return flatten(self.config.arms[arm].to_dict())
 
     def views_per_example(self, arm: str) -> int:
         """The number of views per example, K, of an arm."""
@@ -176,7 +177,7 @@ class Study:
 
     def _combine_trials(self) -> list[tuple[tuple[str, Any], ...]]:
         """All combinations of the values to tune over; [()] if there are none."""
-        fields = _flatten(self.config.tune.to_dict())
+        fields = flatten(self.config.tune.to_dict())
         for name, values in fields.items():
             if not isinstance(values, (tuple, list)) or not values:
                 raise DPMixError(f"tune.{name} must be a tuple, received: {values!r}.")
@@ -279,13 +280,3 @@ class Study:
 def exact(epsilon: float) -> str:
     """Formats a budget as it was given, never rounded: 8, 0.5, 1.0000001."""
     return repr(float(epsilon)).removesuffix(".0")
-
-
-def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in fields.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -20,6 +20,7 @@ from dpmix_tf.data import PoissonBatches
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import without_place
 from dpmix_tf.privacy.randomness import Seed, as_seed
+from dpmix_tf.values import flatten
 
 STRATEGIES = ("none", "mirrored", "multi_worker")
 
@@ -324,12 +325,15 @@ def refuse_different_workers(
         json.loads(text)
         for text in texts_of_workers(strategy, json.dumps(own | {"facts": facts}))
     ]
-    expected = next(_flat(worker["facts"]) for worker in told if worker["chief"])
+    expected = next(flatten(worker["facts"]) for worker in told if worker["chief"])
     lines = []
     for worker in told:
-        found = _flat(worker["facts"])
+        found = flatten(worker["facts"])
         for name in sorted(expected.keys() | found.keys()):
-            first, other = (each.get(name, "nothing") for each in (expected, found))
+            first, other = (
+                json.dumps(each[name]) if name in each else "nothing"
+                for each in (expected, found)
+            )
             line = f"  {name}: {first} at the first worker, {other} at "
             line += worker["address"]
             if first != other and line not in lines:
@@ -348,14 +352,3 @@ def _address(strategy: tf.distribute.Strategy) -> str:
         return "this process"
     cluster = resolver.cluster_spec()
     return cluster.task_address(resolver.task_type, resolver.task_id)
-
-
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Flattens nested facts to a dictionary: dotted name -> value as JSON."""
-    flat: dict[str, str] = {}
-    for key, value in facts.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = json.dumps(value)
-    return flat

@@ -19,7 +19,7 @@ from tests.museum.exhibits import (
 )
 
 
-class _WeightsComeBack(keras.callbacks.Callback):
+class WeightsComeBack(keras.callbacks.Callback):
     """Keeps the weights after epoch 0 and restores them after epoch 1."""
 
     def on_epoch_end(self, epoch, logs=None):
@@ -57,7 +57,7 @@ def noise_used_once():
         steps_per_epoch=2,
         epochs=3,
         verbose=0,
-        callbacks=[_WeightsComeBack()],
+        callbacks=[WeightsComeBack()],
     )
     alike = np.corrcoef(np.stack(noises)) - np.eye(len(noises))
     closest = float(np.abs(alike).max())

@@ -12,6 +12,7 @@ from dpmix_tf.data import PoissonBatches
 from dpmix_tf.errors import BudgetExhaustedError, DivergedError, DPMixError
 from dpmix_tf.training import DPMixModel
 from tests.conftest import plan_for, tiny_network
+from tests.museum.forgetting import WeightsComeBack
 
 
 def model_of(network, plan, *, rate=0.5, **settings):
@@ -39,16 +40,6 @@ def recorded(model):
     return drawn, keyed
 
 
-class Rewinds(keras.callbacks.Callback):
-    """Puts the weights of after epoch 0 back after epoch 1."""
-
-    def on_epoch_end(self, epoch, logs=None):
-        if epoch == 0:
-            self.kept = self.model.get_weights()
-        if epoch == 1:
-            self.model.set_weights(self.kept)
-
-
 def test_weights_set_back_rewind_neither_noise_nor_batches(source):
     plan = plan_for(len(source), updates=20)
     model = model_of(tiny_network(), plan)
@@ -58,7 +49,7 @@ def test_weights_set_back_rewind_neither_noise_nor_batches(source):
         steps_per_epoch=5,
         epochs=4,
         verbose=0,
-        callbacks=[Rewinds()],
+        callbacks=[WeightsComeBack()],
     )
     assert keyed == list(range(20)) and model.updates == 20
 
