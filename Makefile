@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 		--arms=dp_sgd,self_aug_16,dp_mix_self,dp_mix_diff --jobs=2
 
 test: $(INSTALLED)
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check .

@@ -51,6 +51,14 @@ def records(folder):
     return [json.loads(line) for line in lines]
 
 
+def without_names(results):
+    """Runs' random names are all that may differ."""
+    for record in results:
+        for entry in record["plan"]["ledger"]:
+            del entry["run"]
+    return results
+
+
 def wait_for(condition, seconds=600):
     for _ in range(seconds * 10):
         if condition():
@@ -105,9 +113,7 @@ def test_killed_twice_it_finds_what_an_uninterrupted_one_does(finished, tmp_path
         assert second.wait(timeout=300) == 130
     last = run(folder)
     assert last.returncode == 0, last.stderr[-3000:]
-    assert (folder / "results.jsonl").read_bytes() == (
-        whole / "results.jsonl"
-    ).read_bytes()
+    assert without_names(records(folder)) == without_names(records(whole))
     again = run(folder)
     assert again.returncode == 0 and "1/8" not in again.stderr
 
