@@ -48,6 +48,10 @@ class ViewMaker:
       labels_only: blend labels but take the first partner's pixels (as the released
         script does).
       same_class: draw synthetic images of the example's own class only.
+      visits: R, 1 or more: an example has R fixed sets of K views, and each update uses
+        one of them, chosen at random. By default its views are new at every update. A
+        frozen encoder's features of fixed views can be made once, see EncodedViews.
+      seed: of fixed views; public, 0 or more.
     """
 
     base: int = 1
@@ -61,15 +65,18 @@ class ViewMaker:
     only_mixed: bool = False
     labels_only: bool = False
     same_class: bool = False
+    visits: int | None = None
+    seed: int = 0
 
     kind: ClassVar[str] = "ViewMaker"
     sensitivity: ClassVar[float] = 1.0  # clip norms
     shareable: ClassVar[bool] = True
+    encoded: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuses invalid counts and names."""
         hold_plain_values(self)
-        for name in ("mixed", "synthetic", "padding"):
+        for name in ("mixed", "synthetic", "padding", "seed"):
             if getattr(self, name) < 0:
                 raise DPMixError(
                     f"{name} must be 0 or more, received: {getattr(self, name)}."
@@ -84,6 +91,10 @@ class ViewMaker:
             )
         if self.only_mixed and not self.mixed:
             raise DPMixError("only_mixed leaves no views where mixed=0. Raise mixed.")
+        if self.visits is not None and self.visits < 1:
+            raise DPMixError(
+                f"visits must be 1 or more, or None, received: {self.visits}."
+            )
         mixers.parse_mixer(self.mixer)
         check_settings(self.alpha, self.augment)
         if self.synthetic:
@@ -182,9 +193,33 @@ class ViewMaker:
         del expected_batch_size
 
         def make_views(images, labels, ids):
-            return self.several(images, labels, randomness.fold_in_each(seed, ids))
+            seeds = randomness.fold_in_each(seed, ids)
+            if self.visits is not None:
+                seeds = self.fixed_seeds(ids, self.choose_visits(seeds))
+            return self.several(images, labels, seeds)
 
         return Records((images, labels, ids), make_views)
+
+    def choose_visits(self, seeds: tf.Tensor) -> tf.Tensor:
+        """Chooses one of each example's `visits` sets of views, all equally likely.
+
+        Args:
+          seeds: int64 [n,2], secret, of each example at this update.
+
+        Returns:
+          int32 [n] in [0, visits).
+        """
+        draws = randomness.uniform(seeds, 1)[:, 0]
+        return tf.cast(draws * tf.cast(self.visits, tf.float32), tf.int32)
+
+    def fixed_seeds(self, ids: tf.Tensor, visits: tf.Tensor) -> tf.Tensor:
+        """The seeds, int64 [n,2], of fixed views: of (self.seed, example, visit)."""
+        own = tf.constant(randomness.derive(self.seed, "fixed views"))
+        return tf.map_fn(
+            lambda pair: randomness.fold_in(randomness.fold_in(own, pair[0]), pair[1]),
+            tf.stack([ids, tf.cast(visits, tf.int64)], axis=1),
+            fn_output_signature=tf.TensorSpec([2], tf.int64),
+        )
 
     def several(
         self, images: tf.Tensor, labels: tf.Tensor, seeds: tf.Tensor
