@@ -17,7 +17,6 @@ from dpmix_tf.data import ExampleSource, PoissonBatches, inspection, load_datase
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import Ledger, randomness
 from dpmix_tf.privacy.plan import round_up
-from dpmix_tf.privacy.statement import seed_origin
 from dpmix_tf.training import checkpoints, cluster
 from dpmix_tf.training.build import build_model, make_plan, pin_weights
 from dpmix_tf.training.dp_model import DPMixModel
@@ -310,7 +309,6 @@ class Trainer:
             "ledger": self.model.ledger.to_list(),
             "run": self.model.account.run,
             "seed": f"{self._seed:032x}",
-            "seed_origin": seed_origin(self.model.ledger),
             "plan": self.plan.to_dict(),
             "class_names": self.dataset.class_names,
             "image_shape": self.dataset.image_shape,
