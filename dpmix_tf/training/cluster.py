@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
@@ -238,23 +237,6 @@ def seed_from_chief(strategy: tf.distribute.Strategy, seed: int) -> Seed:
     words = from_chief(strategy, np.array(own, np.int64))
     value = sum(int(word) << 32 * place for place, word in enumerate(words))
     return Seed(value, seed.origin)
-
-
-def leave_gradients_as_they_are(optimizer: keras.optimizers.Optimizer) -> None:
-    """Keeps a Keras optimizer from adding up the replicas' gradients.
-
-    They are already equal, noise included. Adding up gradients before the noise is not
-    an alternative: the optimizer's own clipping, if any, would then precede the noise.
-    """
-    if hasattr(optimizer, "inner"):
-        leave_gradients_as_they_are(optimizer.inner)
-    if not hasattr(optimizer, "_all_reduce_sum_gradients"):
-        raise DPMixError(
-            f"Keras {keras.__version__} adds gradients up over replicas in a way that "
-            "dpmix_tf does not know, so the noise would be wrong. Use one replica, or "
-            "a Keras version that requirements.txt allows."
-        )
-    optimizer._all_reduce_sum_gradients = lambda gradients: gradients
 
 
 def texts_of_workers(strategy: tf.distribute.Strategy, text: str) -> list[str]:

@@ -7,14 +7,18 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from dpmix_tf.errors import DivergedError
+
 
 class TrainFunction:
     """Takes the next batch and makes one update from it.
 
     Args:
-      train_step: a batch -> logs, the same on all replicas.
+      train_step: a batch -> logs, the same on all replicas. One of them is "finite",
+        whether the network still computes finite numbers.
       strategy: the strategy under which it runs.
       eagerly: whether to run it without a graph.
+      diverged: makes the error to raise once the network's numbers are not finite.
 
     Attributes:
       input_seconds: time spent waiting for batches.
@@ -26,14 +30,19 @@ class TrainFunction:
         strategy: tf.distribute.Strategy,
         *,
         eagerly: bool,
+        diverged: Callable[[], DivergedError],
     ):
         self._train_step, self._strategy = train_step, strategy
-        self._eagerly = eagerly
+        self._eagerly, self._diverged = eagerly, diverged
         self._traced: dict[Any, Callable] = {}
         self.input_seconds = 0.0
 
     def __call__(self, iterator: Any) -> dict[str, tf.Tensor]:
-        """Makes the update; returns its logs."""
+        """Makes the update; returns its logs but for "finite".
+
+        Raises:
+          DivergedError: the network no longer computes finite numbers.
+        """
         started = time.perf_counter()
         batch = next(iterator)
         self.input_seconds += time.perf_counter() - started
@@ -44,7 +53,10 @@ class TrainFunction:
                 if self._eagerly
                 else tf.function(self._update, input_signature=(spec,), autograph=False)
             )
-        return self._traced[spec](batch)
+        logs = self._traced[spec](batch)
+        if not logs.pop("finite"):
+            raise self._diverged()
+        return logs
 
     def _update(self, batch):
         logs = self._strategy.run(self._train_step, args=(batch,))

@@ -1,7 +1,7 @@
 """PrivateStep: from a batch to the noisy mean of its clipped gradients."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -189,17 +189,3 @@ class PrivateStep:
             )
         logging.info("Chunks of %d example(s): %s.", chunk_size, why)
         return int(chunk_size)
-
-
-def as_batch(batch: Any) -> Batch:
-    """Returns (images, labels) as a Batch, with positions as ids and no update number.
-
-    Raises:
-      DPMixError: the batch has sample weights.
-    """
-    if isinstance(batch, Batch):
-        return batch
-    images, labels, weights = keras.utils.unpack_x_y_sample_weight(batch)
-    if weights is not None:
-        raise DPMixError("Batches take no sample weights: every example counts once.")
-    return Batch(images, labels, tf.range(tf.shape(images)[0], dtype=tf.int64), None)
