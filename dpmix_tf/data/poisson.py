@@ -18,13 +18,14 @@ class Batch(NamedTuple):
       images: [n,H,W,C] of the source's dtype; n varies and may be 0.
       labels: int32 [n].
       ids: int64 [n], the examples' indices in the source; they key the views' draws.
-      update: int64 scalar, the update that they were drawn for, counted from 0.
+      update: int64 scalar, the update that they were drawn for, counted from 0; None
+        in batches of the user's own, which are taken as the next update's.
     """
 
     images: tf.Tensor
     labels: tf.Tensor
     ids: tf.Tensor
-    update: tf.Tensor
+    update: tf.Tensor | None
 
 
 class PoissonBatches:

@@ -165,7 +165,9 @@ class _DensePart:
         sums = {id(self._layer.kernel): kernel}
         if self._layer.use_bias:
             rows = _emptied(self._bias_gradients, kept, whole)
-            sums[id(self._layer.bias)] = tf.linalg.matvec(rows, scales, transpose_a=True)
+            sums[id(self._layer.bias)] = tf.linalg.matvec(
+                rows, scales, transpose_a=True
+            )
         return sums
 
 

@@ -11,7 +11,6 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import accounting
 from dpmix_tf.values import hold_plain_values
 
-
 CLIPPINGS = ("fixed", "automatic")
 
 

@@ -98,7 +98,9 @@ def default_config() -> ConfigDict:
     config.privacy.updates = 100
     config.privacy.clip_norm = 1.0
     config.privacy.accountant = "pld"
-    config.privacy.clipping = "fixed"  # or automatic: every gradient as long as clip_norm
+    config.privacy.clipping = (
+        "fixed"  # or automatic: every gradient as long as clip_norm
+    )
     config.privacy.gamma = 0.01  # of automatic clipping
 
     # A Keras optimizer. The learning rate may be a schedule: {"name": "CosineDecay",

@@ -19,7 +19,6 @@ from dpmix_tf.data.sources import fixed_options
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import lock_file
 from dpmix_tf.models import count_activations, network_digest, split_frozen_front
-from dpmix_tf.pixels import as_float
 from dpmix_tf.training.software import versions
 from dpmix_tf.views import (
     EncodedViews,
@@ -142,7 +141,6 @@ def encode_views(
         )
     if dtype not in DTYPES:
         raise DPMixError(f"cache_dtype must be one of {DTYPES}, received: {dtype!r}.")
-    fingerprint = source.fingerprint()
     layout = Layout(
         rows=len(source),
         views=(maker.visits, maker.views_per_example),
@@ -151,7 +149,7 @@ def encode_views(
         classes=len(source.class_names),
     )
     key = {
-        "data": fingerprint,
+        "data": source.fingerprint(),
         "encoder": network_digest(front),
         "views": _facts(maker),
         "software": {k: v for k, v in versions().items() if k != "git_revision"},
@@ -161,7 +159,9 @@ def encode_views(
         encode = _make_encode(front, maker, layout)
         missing = store.missing()
         if _is_foreign(store, missing, encode, source):
-            logging.warning("Features in %s are of other code: made again.", store.folder)
+            logging.warning(
+                "Features in %s are of other code: made again.", store.folder
+            )
             store.clear()
             missing = store.missing()
         wanted = [block for block in missing if block % shard[1] == shard[0]]
@@ -170,7 +170,7 @@ def encode_views(
             views = min(views, _VIEWS_AT_A_TIME)
             at_a_time = max(1, views // layout.views[1])
             _fill(store, wanted, encode, source, at_a_time, before_block)
-    return EncodedViews(maker=maker, store=store, fingerprint=fingerprint)
+    return EncodedViews(maker=maker, store=store, source=source)
 
 
 def _facts(maker: ViewMaker) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """PrivateStep: from a batch to the noisy mean of its clipped gradients."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -69,6 +69,9 @@ class PrivateStep:
         self.account = account
         self.front, self.rest = split_frozen_front(network)
         self.dense = dense_layers(self.rest) if in_full_float32() else None
+        # Public noise, as the trained part of the network takes it.
+        noise = tf.random.stateless_uniform([2, *network.input_shape[1:]], seed=[0, 0])
+        self._noise = noise if self.front is None else self.front(noise, training=False)
         self.seed = seed
         self.mechanism = GaussianMechanism(plan, seed)
         self.view_stream = randomness.Stream(seed, "views")
@@ -167,6 +170,20 @@ class PrivateStep:
             return tf.one_hot(labels, classes)
         return tf.cast(tf.ensure_shape(labels, [None, classes]), tf.float32)
 
+    def is_finite(self) -> tf.Tensor:
+        """Whether the network's weights, and its logits for public noise, are finite.
+
+        Both are post-processing of what is released. The number of finite gradients, in
+        contrast, would be private.
+
+        Returns:
+          bool scalar.
+        """
+        numbers = [variable.value for variable in self.network.trainable_variables]
+        numbers.append(self.rest(self._noise, training=False))
+        finite = [tf.reduce_all(tf.math.is_finite(each)) for each in numbers]
+        return tf.reduce_all(finite)
+
     def abandon(self) -> None:
         """Makes the current update fail before it is charged; for another thread."""
         if self._abandoned is not None:
@@ -217,17 +234,3 @@ def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """[n,classes], [n,classes] -> [n]."""
     # TensorFlow's fused cross-entropy is wrong for labels that sum to 0.
     return -tf.reduce_sum(labels * tf.nn.log_softmax(logits), axis=-1)
-
-
-def as_batch(batch: Any) -> Batch:
-    """Returns (images, labels) as a Batch, with positions as ids and no update number.
-
-    Raises:
-      DPMixError: the batch has sample weights.
-    """
-    if isinstance(batch, Batch):
-        return batch
-    images, labels, weights = keras.utils.unpack_x_y_sample_weight(batch)
-    if weights is not None:
-        raise DPMixError("Batches take no sample weights: every example counts once.")
-    return Batch(images, labels, tf.range(tf.shape(images)[0], dtype=tf.int64), None)

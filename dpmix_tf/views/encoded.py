@@ -28,12 +28,12 @@ class EncodedViews:
     Attributes:
       maker: the view maker, with `visits` set.
       store: a complete store of the features, see training.encode_views.
-      fingerprint: of the source whose examples it holds.
+      source: the examples that it was made from.
     """
 
     maker: ViewMaker
     store: FeatureStore
-    fingerprint: str
+    source: Any
 
     sensitivity: ClassVar[float] = ViewMaker.sensitivity
     shareable: ClassVar[bool] = True
@@ -61,13 +61,10 @@ class EncodedViews:
         """The maker's attributes: a saved model makes its views anew."""
         return self.maker.to_dict()
 
-    def refuse_other_examples(self, fingerprint: str) -> None:
-        """Raises DPMixError unless the store was made from the source to be trained on.
-
-        Args:
-          fingerprint: the source's.
-        """
-        if fingerprint != self.fingerprint:
+    def refuse_other_examples(self, source: Any) -> None:
+        """Raises DPMixError unless the store was made from this source's examples."""
+        same = source is self.source
+        if not same and source.fingerprint() != self.source.fingerprint():
             raise DPMixError(
                 "The encoded views were made from other examples than the ones to "
                 "train on. Encode the views of this source."

@@ -15,6 +15,7 @@ from dpmix_tf.values import hold_plain_values
 from dpmix_tf.views import mixers
 from dpmix_tf.views.augment import AUGMENTATIONS, augmentation
 from dpmix_tf.views.base import Records
+from dpmix_tf.views.distinct import INDEX_DRAWS, distinct
 
 # Uniform numbers a mixed view uses besides those of its mixer: two partners and lambda.
 _PAIR_DRAWS = 2 + mixers.BETA_DRAWS
@@ -308,7 +309,7 @@ class ViewMaker:
         widths = [
             self._partners * augment,
             self.mixed * pair,
-            self.synthetic * _INDEX_DRAWS,
+            self.synthetic * INDEX_DRAWS,
         ]
         augment_draws, pairs, synthetic = tf.split(
             randomness.uniform(seeds, sum(widths)), widths, axis=1
@@ -316,7 +317,7 @@ class ViewMaker:
         return _Numbers(
             augment=augment_draws,
             pairs=tf.reshape(pairs, [-1, self.mixed, pair]),
-            synthetic=tf.reshape(synthetic, [-1, self.synthetic, _INDEX_DRAWS]),
+            synthetic=tf.reshape(synthetic, [-1, self.synthetic, INDEX_DRAWS]),
         )
 
     def _pairs(self, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -394,40 +395,9 @@ class _Numbers(NamedTuple):
     Attributes:
       augment: float32 [n,partners * the augmentation's draws].
       pairs: float32 [n,mixed,_PAIR_DRAWS + the mixer's draws].
-      synthetic: float32 [n,synthetic,_INDEX_DRAWS].
+      synthetic: float32 [n,synthetic,INDEX_DRAWS].
     """
 
     augment: tf.Tensor
     pairs: tf.Tensor
     synthetic: tf.Tensor
-
-
-# One number has 23 random bits, too few to draw evenly from a large pool.
-_INDEX_DRAWS = 2
-
-
-def distinct(size: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    """Draws distinct numbers below `size`; every set is equally likely.
-
-    Floyd's algorithm (Bentley and Floyd 1987): `count` draws, whatever the size.
-
-    Args:
-      size: int32 [n,1] or [1,1], at least `count`.
-      draws: uniform in [0, 1), float32 [n,count,_INDEX_DRAWS].
-
-    Returns:
-      int32 [n,count].
-    """
-    count = draws.shape[1]
-    fine = (
-        tf.cast(draws[..., 0], tf.float64) + tf.cast(draws[..., 1], tf.float64) / 2**23
-    )
-    chosen: list[tf.Tensor] = []
-    for position in range(count):
-        last = size[:, 0] - count + position
-        drawn = tf.cast(fine[:, position] * tf.cast(last + 1, tf.float64), tf.int32)
-        taken = tf.zeros_like(drawn, tf.bool)
-        for other in chosen:
-            taken |= drawn == other
-        chosen.append(tf.where(taken, last, drawn))
-    return tf.stack(chosen, axis=1)

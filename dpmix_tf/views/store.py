@@ -98,7 +98,9 @@ class FeatureStore:
         text = json.dumps(known, sort_keys=True, indent=2)
         self.layout = layout
         self._digest = hashlib.sha256(text.encode()).digest()
-        self.folder = local_path(cache_dir, "The cache folder") / self._digest.hex()[:16]
+        self.folder = (
+            local_path(cache_dir, "The cache folder") / self._digest.hex()[:16]
+        )
         self._blocks: dict[int, np.ndarray] = {}
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not (self.folder / _KEY).exists():

@@ -13,6 +13,7 @@ import pytest
 
 from dpmix_tf.experiments import Run, Study
 from dpmix_tf.experiments.runner import WORKER, _last_words
+from dpmix_tf.privacy.ledger import SHARED_SEED
 from dpmix_tf.training import checkpoints
 from tests.conftest import ROOT
 from tests.experiments import tiny
@@ -144,7 +145,8 @@ def test_the_secret_is_in_no_file_but_its_own(finished):
     seeds = {}
     for path in folder.glob("runs/*/*/*/*/run/checkpoints"):
         _, metadata = checkpoints.load_latest(path)
-        assert metadata["seed_origin"] == "shared"
+        (entry,) = metadata["ledger"]
+        assert SHARED_SEED in entry["conditions"]
         seeds.setdefault(path.parts[-3], set()).add(metadata["seed"])
     assert [len(same) for same in seeds.values()] == [1, 1] and len(seeds) == 2
     hidden = [key, *(seed for same in seeds.values() for seed in same)]
