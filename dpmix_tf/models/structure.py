@@ -101,7 +101,7 @@ def network_digest(network: keras.Model) -> str:
     """
     content = hashlib.sha256(json.dumps(_description(network), default=str).encode())
     for variable in network.variables:
-        content.update(np.ascontiguousarray(variable))
+        content.update(np.ascontiguousarray(variable).tobytes())
     return content.hexdigest()
 
 

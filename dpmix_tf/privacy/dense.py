@@ -1,4 +1,4 @@
-"""The clipped sum of a head of dense layers in closed form, without a gradient per record.
+"""The clipped sum of a head of dense layers in closed form.
 
 For one record, let a_k be the input of a dense layer for its k-th view and b_k the
 gradient of the record's mean loss by that layer's output. The gradient by the kernel is

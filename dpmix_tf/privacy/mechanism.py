@@ -98,7 +98,7 @@ class SeededGaussianSumQuery(GaussianSumQuery):
         return self.accumulate_preprocessed_record(sample_state, sums), norms
 
     def scales(self, params, norms, counted):
-        """Returns what each record is multiplied by, so that none exceeds the clip norm.
+        """Returns what records are multiplied by, so that none exceeds the clip norm.
 
         A record g becomes g * min(1, C / |g|); or, with gamma, C g / (|g| + gamma), the
         "automatic" clipping of Bu et al. 2022 (section 4).

@@ -11,6 +11,7 @@ from dpmix_tf.privacy import ledger, randomness
 from dpmix_tf.training import cluster
 from dpmix_tf.training.checks import check_source
 from dpmix_tf.training.private_step import PrivateStep
+from dpmix_tf.views import EncodedViews
 
 
 def choose_batches(
@@ -67,7 +68,7 @@ def _own_part(
         )
     image_shape = tuple(step.network.input_shape[1:])
     check_source(batches.source, image_shape, int(step.network.output_shape[-1]))
-    if step.views.encoded:
+    if isinstance(step.views, EncodedViews):
         step.views.refuse_other_examples(batches.source)
     if batches.seed.origin == randomness.CHOSEN:
         step.account.note(ledger.CHOSEN_SEED)

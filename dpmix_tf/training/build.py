@@ -141,7 +141,7 @@ def build_model(
         dtype_policy=config.dtype_policy,
     )
     views = make_views(config.views.to_dict(), load_pool(config, dataset))
-    if cache_dir is not None and can_encode(network, views):
+    if cache_dir is not None and can_encode(views, network):
         views = encode_views(
             network,
             views,

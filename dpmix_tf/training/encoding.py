@@ -1,4 +1,4 @@
-"""Makes the features of fixed views once: front of a network, views, source -> store."""
+"""Makes the features of fixed views once: (network, views, source) -> store."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import keras
 import numpy as np
@@ -40,7 +40,7 @@ _VIEWS_AT_A_TIME = 256
 _TOLERANCE = 0.05
 
 
-def can_encode(network: keras.Model, views: Views) -> bool:
+def can_encode(views: Views, network: keras.Model) -> TypeGuard[ViewMaker]:
     """Whether `encode_views` applies: the views are fixed, and a front is frozen."""
     fixed = isinstance(views, ViewMaker) and views.visits is not None
     return fixed and split_frozen_front(network)[0] is not None
@@ -79,6 +79,7 @@ class _FeatureSource(ExampleSource):
     """The first view of each row of a store, as an "image" of features."""
 
     image_dtype = np.dtype(np.float32)
+    image_shape: tuple[int, ...]  # type: ignore[assignment]
 
     def __init__(self, store: FeatureStore, class_names: tuple[str, ...]):
         self._store, self.class_names = store, class_names

@@ -56,7 +56,7 @@ class Evaluator:
     ):
         self._model, self._batch_size = model, batch_size
         self._cache_dir, self._cache_dtype = cache_dir, cache_dtype
-        encoded = model.views.encoded
+        encoded = model.views.encoded and cache_dir is not None
         self._predict = make_predict(model.step.rest if encoded else model.network)
         self._sources: dict[int, tuple[ExampleSource, ExampleSource]] = {}
 
@@ -76,7 +76,7 @@ class Evaluator:
 
     def _as_encoded(self, source, before_block) -> ExampleSource:
         """The source as the trained part of the network takes it."""
-        if not self._model.views.encoded:
+        if not self._model.views.encoded or self._cache_dir is None:
             return source
         if id(source) not in self._sources:
             encoded = encode_source(

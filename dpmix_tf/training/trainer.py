@@ -147,7 +147,8 @@ class Trainer:
     def _build(self) -> DPMixModel:
         run = self.config.run
         cache_dir = run.cache_dir
-        if cache_dir is None and cluster.num_workers(self.strategy) == 1:
+        alone = cluster.num_workers(self.strategy) == 1
+        if cache_dir is None and alone and self.workdir is not None:
             cache_dir = self.workdir.path / "cache"
         model = build_model(
             self.config, self.dataset, self.plan, self._seed, cache_dir=cache_dir

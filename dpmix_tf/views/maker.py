@@ -215,12 +215,8 @@ class ViewMaker:
 
     def fixed_seeds(self, ids: tf.Tensor, visits: tf.Tensor) -> tf.Tensor:
         """The seeds, int64 [n,2], of fixed views: of (self.seed, example, visit)."""
-        own = tf.constant(randomness.derive(self.seed, "fixed views"))
-        return tf.map_fn(
-            lambda pair: randomness.fold_in(randomness.fold_in(own, pair[0]), pair[1]),
-            tf.stack([ids, tf.cast(visits, tf.int64)], axis=1),
-            fn_output_signature=tf.TensorSpec([2], tf.int64),
-        )
+        fixed = tf.constant(randomness.derive(self.seed, "fixed views"))
+        return randomness.fold_in_pairs(fixed, ids, visits)
 
     def several(
         self, images: tf.Tensor, labels: tf.Tensor, seeds: tf.Tensor

@@ -23,6 +23,7 @@ DTYPES = ("float16", "float32")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _BLOCK_BYTES = 64 * 2**20  # about; a block holds whole rows
 _KEY = "key.json"
+_FIELDS = ("features", "classes", "weights")  # of a row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,13 +119,10 @@ class FeatureStore:
         folder = local_path(folder)
         try:
             known = json.loads((folder / _KEY).read_text())
-            sizes = known["layout"]
-            layout = Layout(
-                **{
-                    name: tuple(value) if isinstance(value, list) else value
-                    for name, value in sizes.items()
-                }
-            )
+            sizes: dict[str, Any] = known["layout"]
+            for name in ("views", "features"):
+                sizes[name] = tuple(sizes[name])
+            layout = Layout(**sizes)
             store = cls(folder.parent, known["key"], layout)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DPMixError(
@@ -213,17 +211,17 @@ class FeatureStore:
           float32 [n,K,2], of the labels.
         """
         kind = self.layout.row_type
-        made = tuple(
+        features, classes, weights = made = [
             np.empty((len(rows), *kind[name].shape[1:]), kind[name].base)
-            for name in kind.names
-        )
+            for name in _FIELDS
+        ]
         blocks, places = np.divmod(rows, self.layout.rows_per_block)
         for block in np.unique(blocks):
             found = np.flatnonzero(blocks == block)
-            for name, part in zip(kind.names, made, strict=True):
+            for name, part in zip(_FIELDS, made, strict=True):
                 stored = self._blocks[int(block)][name]
                 part[found] = stored[places[found], visits[found]]
-        return made
+        return features, classes, weights
 
     def clear(self) -> None:
         """Deletes all blocks."""

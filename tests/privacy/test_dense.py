@@ -1,4 +1,4 @@
-"""The closed form for heads of dense layers: the same sum, and never a longer record."""
+"""The closed form for heads of dense layers: the same sum, no record longer."""
 
 import keras
 import numpy as np
