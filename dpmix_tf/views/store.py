@@ -200,7 +200,7 @@ class FeatureStore:
     def read(
         self, rows: np.ndarray, visits: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Gathers one visit of each of some rows; all blocks must have been opened.
+        """Gathers one visit of each of some rows.
 
         Args:
           rows: int64 [n].
@@ -209,6 +209,9 @@ class FeatureStore:
         Returns:
           features [n,K,...] of the layout's dtype; classes, int32 [n,K,2], and weights,
           float32 [n,K,2], of the labels.
+
+        Raises:
+          DPMixError: a block is absent or damaged.
         """
         kind = self.layout.row_type
         features, classes, weights = made = [
@@ -217,6 +220,11 @@ class FeatureStore:
         ]
         blocks, places = np.divmod(rows, self.layout.rows_per_block)
         for block in np.unique(blocks):
+            if not self._open(int(block)):
+                raise DPMixError(
+                    f"{self.path(int(block))} is gone or damaged. Run the same command "
+                    "again: it is then made anew."
+                )
             found = np.flatnonzero(blocks == block)
             for name, part in zip(_FIELDS, made, strict=True):
                 stored = self._blocks[int(block)][name]
