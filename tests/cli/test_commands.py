@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dpmix_tf.cli.common import _quiet_without_readers
 from tests.conftest import ROOT
 
 DIGITS = ("--config=configs/digits.py",)
@@ -55,6 +57,39 @@ def test_help_says_what_the_command_does_and_takes(name):
     said = run(name, "--help").stdout
     assert f"python bin/{name}.py" in said
     assert "--config:" in said or "--workdir:" in said or "--epsilon:" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "--help"),
+        (
+            "privacy",
+            *("--num_examples=100", "--batch_size=10", "--updates=5"),
+            *("--delta=1e-5", "--noise_multiplier=2", "--accountant=rdp"),
+        ),
+    ],
+    ids=" ".join,
+)
+def test_a_command_ends_quietly_when_nobody_reads_on(command):
+    name, *arguments = command
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, ROOT / "bin" / f"{name}.py", *arguments],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    os.close(writing)
+    assert done.stderr == "" and done.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_connection_that_breaks_is_no_reader_that_left():
+    with pytest.raises(BrokenPipeError, match="a connection"), _quiet_without_readers():
+        raise BrokenPipeError("a connection")
 
 
 @pytest.mark.slow

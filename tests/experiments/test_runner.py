@@ -12,6 +12,7 @@ import time
 import pytest
 
 from dpmix_tf.experiments import Run, Study
+from dpmix_tf.experiments.records import from_json
 from dpmix_tf.experiments.runner import WORKER, _last_words
 from dpmix_tf.privacy.ledger import SHARED_SEED
 from dpmix_tf.training import checkpoints
@@ -71,6 +72,8 @@ def wait_for(condition, seconds=600):
 @pytest.mark.slow
 def test_arms_are_tuned_on_validation_trained_and_recorded(finished):
     folder, done = finished
+    for line in (folder / "results.jsonl").read_text().splitlines():
+        assert from_json(line).to_json() == line
     found = records(folder)
     assert [r["tuning"] for r in found] == [True] * 4 + [False] * 4
     for arm in ("plain", "mixed"):
