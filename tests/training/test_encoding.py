@@ -101,6 +101,27 @@ def test_an_update_draws_one_of_an_examples_fixed_visits(source):
     assert len(seen) == 2 * 3
 
 
+def test_one_example_moves_the_sum_of_encoded_views_by_the_clip_norm(source, tmp_path):
+    encoded = encode_views(network_of(), maker_of(), source, cache_dir=tmp_path)
+    plan = plan_for(len(source), clip=0.05)
+    model = DPMixModel(network_of(), plan=plan, views=encoded, seed=1)
+    random, largest = np.random.default_rng(0), 0.0
+    for update in range(5):
+        ids = np.sort(random.choice(len(source), 6, replace=False))
+
+        def clipped(ids, update=update):
+            images, labels = source.read(ids)
+            return model.clipped_gradient_sum(images, labels, ids=ids, update=update)
+
+        whole = clipped(ids)
+        for left_out in range(6):
+            fewer = clipped(np.delete(ids, left_out))
+            parts = zip(whole, fewer, strict=True)
+            moved = sum(np.sum(np.square(a - b, dtype=np.float64)) for a, b in parts)
+            largest = max(largest, float(np.sqrt(moved)))
+    assert 0.95 * 0.05 <= largest <= 0.05 * (1 + 1e-5)
+
+
 def test_other_examples_are_refused(source, tmp_path):
     encoded = encode_views(network_of(), maker_of(), source, cache_dir=tmp_path)
     images, labels = source.arrays()
@@ -266,9 +287,7 @@ def test_what_cannot_be_encoded_says_why(source, tmp_path):
     with pytest.raises(DPMixError, match="frozen"):
         encode_views(whole, maker_of(), source, cache_dir=tmp_path)
     with pytest.raises(DPMixError, match="cache_dtype"):
-        encode_views(
-            network_of(), maker_of(), source, cache_dir=tmp_path, dtype="int8"
-        )
+        encode_views(network_of(), maker_of(), source, cache_dir=tmp_path, dtype="int8")
 
 
 def test_a_saved_model_makes_its_views_anew(source, tmp_path):

@@ -44,6 +44,7 @@ MAKERS = {
         )
         for mixer in ("mixup", "cutmix", "resizemix", "fmix", "maskmix")
     },
+    "fixed visits": views.dp_mix_self(base=2, mixed=2, padding=1, visits=3, seed=5),
     "naive_mixup, 2": views.naive_mixup(microbatch=2),
     "naive_mixup, 4": views.naive_mixup(microbatch=4, augment="crop", padding=1),
 }
