@@ -184,6 +184,8 @@ def test_frozen_layers_of_a_chain_have_no_part_in_the_sum():
 
 
 def test_a_chunk_is_as_large_as_its_numbers_allow():
-    assert choose_dense_chunk_size(1, 15_552, 10) == 512
-    assert choose_dense_chunk_size(34, 1_280, 10) == 128
-    assert choose_dense_chunk_size(34, 150_528, 10) == 1
+    assert choose_dense_chunk_size(1, 15_552, 10, 8_192) == 512
+    assert choose_dense_chunk_size(34, 1_280, 10, 1_000) == 128
+    assert choose_dense_chunk_size(34, 150_528, 10, 1_000) == 1
+    assert choose_dense_chunk_size(1, 64, 10, 32) == 8
+    assert choose_dense_chunk_size(1, 64, 10, 0.5) == 1
