@@ -156,10 +156,12 @@ def encode_views(
         "software": {k: v for k, v in versions().items() if k != "git_revision"},
     }
     store = FeatureStore(cache_dir, key, layout)
+    encode = _make_encode(front, maker, layout)
+    # Before the lock: what layers create, workers create together.
+    first = encode(*_first_pair(source))[0].numpy()
     with _locked(store):
-        encode = _make_encode(front, maker, layout)
         missing = store.missing()
-        if _is_foreign(store, missing, encode, source):
+        if _is_foreign(store, missing, first):
             logging.warning(
                 "Features in %s are of other code: made again.", store.folder
             )
@@ -211,19 +213,22 @@ def _make_encode(front: keras.Model, maker: ViewMaker, layout: Layout) -> Callab
     return encode
 
 
-def _is_foreign(store, missing, encode, source) -> bool:
+def _first_pair(source: ExampleSource) -> list[tf.Tensor]:
+    """The first visit of the first example, as `encode` takes it."""
+    ids = np.zeros(1, np.int64)
+    images, labels = source.read(ids)
+    return [tf.constant(part) for part in (images, labels, ids, np.zeros(1, np.int32))]
+
+
+def _is_foreign(store: FeatureStore, missing: list[int], first: np.ndarray) -> bool:
     """Whether the store's first features differ from what this code makes of them.
 
     The key holds versions, and not what a developer changed between two of them.
     """
-    found = sorted(set(range(store.layout.blocks)) - set(missing))
-    if not found:
+    if 0 in missing:
         return False
-    ids = np.array([store.layout.rows_of(found[0])[0]])
-    visits = np.zeros(1, np.int32)
-    made, _, _ = encode(*map(tf.constant, (*source.read(ids), ids, visits)))
-    stored = store.read(ids, visits)[0].astype(np.float32)
-    return bool(np.abs(made - stored).max() > _TOLERANCE * np.abs(stored).max())
+    stored = store.read(np.zeros(1, int), np.zeros(1, int))[0].astype(np.float32)
+    return bool(np.abs(first - stored).max() > _TOLERANCE * np.abs(stored).max())
 
 
 def _fill(store, blocks, encode, source, at_a_time, before_block) -> None:
