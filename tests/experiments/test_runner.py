@@ -190,7 +190,7 @@ def test_broken_arms_say_why_and_do_not_stop_the_others(tmp_path):
         assert "Traceback" not in by_arm[arm]["error"]
         assert f"failed: {arm} epsilon=8 seed=1: " in done.stderr
     report = (tmp_path / "report.md").read_text()
-    assert "3 runs of 6" in report
+    assert "3 of 6 planned runs" in report
     assert "| misspelt" not in report and "misspelt, epsilon 8, seed 1: " in report
 
 
