@@ -12,7 +12,9 @@ import time
 import pytest
 
 from dpmix_tf.experiments import Run, Study
+from dpmix_tf.experiments.records import from_json
 from dpmix_tf.experiments.runner import WORKER, _last_words
+from dpmix_tf.privacy.ledger import SHARED_SEED
 from dpmix_tf.training import checkpoints
 from tests.conftest import ROOT
 from tests.experiments import tiny
@@ -70,6 +72,8 @@ def wait_for(condition, seconds=600):
 @pytest.mark.slow
 def test_arms_are_tuned_on_validation_trained_and_recorded(finished):
     folder, done = finished
+    for line in (folder / "results.jsonl").read_text().splitlines():
+        assert from_json(line).to_json() == line
     found = records(folder)
     assert [r["tuning"] for r in found] == [True] * 4 + [False] * 4
     for arm in ("plain", "mixed"):
@@ -144,7 +148,8 @@ def test_the_secret_is_in_no_file_but_its_own(finished):
     seeds = {}
     for path in folder.glob("runs/*/*/*/*/run/checkpoints"):
         _, metadata = checkpoints.load_latest(path)
-        assert metadata["seed_origin"] == "shared"
+        (entry,) = metadata["ledger"]
+        assert SHARED_SEED in entry["conditions"]
         seeds.setdefault(path.parts[-3], set()).add(metadata["seed"])
     assert [len(same) for same in seeds.values()] == [1, 1] and len(seeds) == 2
     hidden = [key, *(seed for same in seeds.values() for seed in same)]
