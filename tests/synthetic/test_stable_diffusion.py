@@ -16,6 +16,7 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.synthetic import SyntheticPool, fill, pool, stable_diffusion
 from dpmix_tf.training.config import default_pool
 from tests.conftest import ROOT
+from tests.synthetic.narrow import narrow
 
 VOCABULARY = ROOT.parent / "shared" / "clip" / "bpe_simple_vocab_16e6.txt.gz"
 
@@ -127,7 +128,7 @@ def generate(folder, weights):
     return subprocess.Popen(
         [
             sys.executable,
-            str(ROOT / "bin" / "generate_pool.py"),
+            *("-m", "tests.synthetic.narrow"),
             f"--config={ROOT}/configs/cifar10_diff.py",
             f"--config.pool.path={folder}",
             "--config.data.name=image_folder",
@@ -145,6 +146,7 @@ def generate(folder, weights):
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        cwd=ROOT,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
     )
 
@@ -162,10 +164,11 @@ def kill_after_an_image(process, folder):
 def test_the_real_pipeline_is_killed_resumes_and_ends_bit_equal(
     tmp_path, monkeypatch, capsys
 ):
-    """Real tokenizer, text encoder, U-Net and decoder, random weights, 128x128.
+    """Real tokenizer, text encoder, U-Net and decoder; random weights, 128x128.
 
     The command is killed, in a process of its own; this one resumes what it left.
     """
+    narrow(monkeypatch.setattr)
     built = {
         "text_encoder": parts.TextEncoder(77, download_weights=False),
         "diffusion_model": parts.DiffusionModel(128, 128, 77, download_weights=False),
