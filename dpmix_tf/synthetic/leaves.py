@@ -304,8 +304,8 @@ def _inside(
     y = (corners[:, :1] + np.arange(box[0]))[:, :, np.newaxis]
     x = (corners[:, 1:] + np.arange(box[1]))[:, np.newaxis]
     # float32 halves the time; each sum and product is rounded alike on every machine.
-    u = np.float32(x * cosine) + np.float32(y * sine)
-    v = np.float32(y * cosine / thin) - np.float32(x * sine / thin)
+    u = (x * cosine).astype(np.float32) + (y * sine).astype(np.float32)
+    v = (y * cosine / thin).astype(np.float32) - (x * sine / thin).astype(np.float32)
     if kind == _ELLIPSE:
         return np.square(u, out=u) + np.square(v, out=v) <= 1
     np.abs(v, out=v)
