@@ -12,7 +12,6 @@ views takes alone, in percent of the private update.
 
 import json
 import statistics
-import time
 from pathlib import Path
 
 import keras
@@ -20,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 from networks import NETWORKS
+from timing import spread, take_turns
 
 from dpmix_tf import views
 from dpmix_tf.data import Batch
@@ -129,24 +129,6 @@ def views_for(count, shape):
         16: ("Self-Aug", views.self_aug(**crop)),
         34: ("DP-Mix_Self", views.dp_mix_self(**crop)),
     }[count]
-
-
-def take_turns(steps, repeats):
-    """Seconds of each, A B A B; the first two turns do not count."""
-    seconds = {name: [] for name in steps}
-    for turn in range(repeats + 2):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            if turn >= 2:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def spread(values):
-    """Median and range, in milliseconds."""
-    low, high = 1e3 * min(values), 1e3 * max(values)
-    return f"{1e3 * statistics.median(values):.1f} ({low:.1f}-{high:.1f})"
 
 
 def main(argv):

@@ -21,7 +21,7 @@ from dpmix_tf.privacy import PrivacyPlan
 ROOT = Path(__file__).parent.parent
 
 
-def plan_for(num_examples, *, batch=8, updates=10, noise=1.0, clip=1.0):
+def plan_for(num_examples, *, batch=8, updates=10, noise=1.0, clip=1.0, **more):
     return PrivacyPlan(
         noise_multiplier=noise,
         delta=1e-5,
@@ -30,6 +30,7 @@ def plan_for(num_examples, *, batch=8, updates=10, noise=1.0, clip=1.0):
         updates=updates,
         clip_norm=clip,
         accountant="rdp",
+        **more,
     )
 
 

@@ -9,7 +9,11 @@ import worker
 
 from dpmix_tf.models import count_activations, wide_resnet
 from dpmix_tf.privacy import PrivacyPlan
-from dpmix_tf.privacy.clipping import choose_chunk_size, clipped_gradient_sum
+from dpmix_tf.privacy.clipping import (
+    add_vectorised,
+    choose_chunk_size,
+    clipped_gradient_sum,
+)
 from dpmix_tf.privacy.mechanism import GaussianMechanism
 
 
@@ -75,12 +79,13 @@ def main(path):
 
     @tf.function
     def clipped_sum():
+        values = [variable.value for variable in variables]
         return clipped_gradient_sum(
             mechanism,
-            [variable.value for variable in variables],
+            values,
             (views, labels),
             lambda views, labels: (views, labels),
-            mean_loss_of(network),
+            add_vectorised(values, mean_loss_of(network), chunk_size),
             chunk_size=chunk_size,
         ).total
 

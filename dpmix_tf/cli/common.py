@@ -1,7 +1,10 @@
 """What the commands share: flags in --help, and errors that a user can act on."""
 
 import contextlib
+import os
+import select
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,10 +72,37 @@ def run(main: Callable[[list[str]], None], module: ModuleType | object) -> None:
 
     logging.get_absl_handler().addFilter(ours_or_serious)
     try:
-        app.run(guarded, flags_parser=_parse)
+        with _quiet_without_readers():
+            app.run(guarded, flags_parser=_parse)
     except KeyboardInterrupt as stop:  # also while flags are parsed
         print(f"\n{str(stop) or 'Interrupted.'}", file=sys.stderr)
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def _quiet_without_readers() -> Iterator[None]:
+    """Ends the process quietly once nobody reads its output, as in `... | head`.
+
+    It ends as if the signal SIGPIPE had killed it, which Python ignores. The signal
+    itself would also kill a run whose connection to another machine breaks.
+    """
+    streams = [stream for stream in (sys.stdout, sys.stderr) if stream]
+    try:
+        try:
+            yield
+        finally:
+            for stream in streams:
+                stream.flush()  # otherwise Python does so at exit, and complains
+    except BrokenPipeError:
+        poll = select.poll()
+        for stream in streams:
+            poll.register(stream, 0)
+        if not any(event & select.POLLERR for _, event in poll.poll(0)):
+            raise  # another pipe, or a connection
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in streams:
+            os.dup2(nowhere, stream.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -95,6 +125,8 @@ def _refusals_explained(fields: list[str]) -> Iterator[None]:
     """Explains why --config was refused; ml_collections raises any bare exception."""
     try:
         yield
+    except BrokenPipeError:  # while --help was printed
+        raise
     except (
         AttributeError,
         ImportError,

@@ -44,6 +44,7 @@ def _main(argv: list[str]) -> None:
     common.require(config=_CONFIG.value, workdir=_WORKDIR.value)
     from dpmix_tf.errors import DPMixError
     from dpmix_tf.experiments import Runner, Study, write_report
+    from dpmix_tf.experiments.records import Failed
     from dpmix_tf.experiments.study import exact
 
     if "arms" not in _CONFIG.value:
@@ -60,11 +61,11 @@ def _main(argv: list[str]) -> None:
         ) from error
     study = Study(_CONFIG.value, arms=_ARMS.value, public_seeds=_PUBLIC_SEEDS.value)
     records = Runner(study, _WORKDIR.value, jobs=_JOBS.value, shard=shard).run()
-    failed = [record for record in records if record["status"] == "failed"]
+    failed = [record for record in records if isinstance(record, Failed)]
     for record in failed:
         print(
-            f"failed: {record['arm']} epsilon={exact(record['epsilon'])} "
-            f"seed={record['seed']}: {record['error']}",
+            f"failed: {record.run.arm} epsilon={exact(record.run.epsilon)} "
+            f"seed={record.run.seed}: {record.error}",
             file=sys.stderr,
         )
     if len(failed) < len(records):

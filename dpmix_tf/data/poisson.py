@@ -18,13 +18,14 @@ class Batch(NamedTuple):
       images: [n,H,W,C] of the source's dtype; n varies and may be 0.
       labels: int32 [n].
       ids: int64 [n], the examples' indices in the source; they key the views' draws.
-      update: int64 scalar, the update that they were drawn for, counted from 0.
+      update: int64 scalar, the update that they were drawn for, counted from 0; None
+        in batches of the user's own, which are taken as the next update's.
     """
 
     images: tf.Tensor
     labels: tf.Tensor
     ids: tf.Tensor
-    update: tf.Tensor
+    update: tf.Tensor | None
 
 
 class PoissonBatches:
@@ -119,6 +120,7 @@ class PoissonBatches:
         *,
         replicas: range = range(1),
         num_replicas: int = 1,
+        ids_only: bool = False,
         start: Callable[[], int] | None = None,
     ) -> tf.data.Dataset:
         """Returns a finite, prefetched tf.data.Dataset of Batch, with batch axes None.
@@ -127,12 +129,14 @@ class PoissonBatches:
           replicas: the replicas to feed, out of num_replicas. Each update gives one
             element per replica, in order: every num_replicas-th example of its batch.
           num_replicas: how many replicas share a batch.
+          ids_only: read nothing: images are [n,0], and labels 0.
           start: called each time an iteration over the dataset begins; returns the
             first update. By default, the attribute `start`.
         """
         source, classes = self.source, len(self.source.class_names)
+        image_shape = (0,) if ids_only else source.image_shape
         spec = Batch(
-            images=tf.TensorSpec([None, *source.image_shape], source.image_dtype),
+            images=tf.TensorSpec([None, *image_shape], source.image_dtype),
             labels=tf.TensorSpec([None], tf.int32),
             ids=tf.TensorSpec([None], tf.int64),
             update=tf.TensorSpec([], tf.int64),
@@ -141,6 +145,9 @@ class PoissonBatches:
         def load(element):
             update, place = divmod(int(element), len(replicas))
             ids = self.indices(update)[replicas[place] :: num_replicas]
+            if ids_only:
+                images = np.empty((len(ids), 0), source.image_dtype)
+                return images, np.zeros(len(ids), np.int32), ids, np.int64(update)
             images, labels = source.read(ids)
             if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
                 raise DPMixError(

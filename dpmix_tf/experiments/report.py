@@ -1,13 +1,9 @@
-"""The report of an experiment: report.md, report.html and their pictures.
+"""The report of an experiment: report.md, report.html and their pictures."""
 
-Long because one page has many sections, each a method of a few lines.
-"""
-
-import statistics as builtin
+import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dpmix_tf.data import load_dataset
 from dpmix_tf.experiments import pictures
@@ -17,24 +13,26 @@ from dpmix_tf.experiments.document import (
     Document,
     Heading,
     Picture,
-    Table,
     Text,
     write_html,
     write_markdown,
 )
-from dpmix_tf.experiments.study import CHOSEN_BY, Run, Study, exact
+from dpmix_tf.experiments.records import Record, Results
+from dpmix_tf.experiments.study import Study, exact
+from dpmix_tf.experiments.tables import (
+    accuracy_table,
+    arms_table,
+    cost_table,
+    in_words,
+    published_table,
+    tuning_table,
+)
 from dpmix_tf.files import local_path
-from dpmix_tf.privacy import accounting
 from dpmix_tf.privacy.ledger import CHOSEN
-from dpmix_tf.privacy.plan import round_up
 from dpmix_tf.privacy.statement import SEED_WARNINGS
 from dpmix_tf.training.build import load_pool
-from dpmix_tf.training.workdir import read_json
 from dpmix_tf.views import make_views
 from dpmix_tf.views.preview import draw_views
-
-Record = dict[str, Any]
-_AVERAGED, _LAST = "test_accuracy_ema", "test_accuracy"
 
 
 def write_report(study: Study, records: Sequence[Record], root: str | Path) -> Path:
@@ -42,7 +40,7 @@ def write_report(study: Study, records: Sequence[Record], root: str | Path) -> P
 
     Args:
       study: the experiment.
-      records: lines of results.jsonl.
+      records: of results.jsonl.
       root: the experiment's folder.
 
     Returns:
@@ -59,19 +57,12 @@ def write_report(study: Study, records: Sequence[Record], root: str | Path) -> P
 
 class _Report:
     def __init__(self, study: Study, records: Sequence[Record], root: Path):
-        self.study, self.root = study, root
-        self.config = study.config
-        self.failed = [r for r in records if r["status"] == "failed"]
-        done = [r for r in records if r["status"] == "done"]
-        self.trials = [r for r in done if r["tuning"]]
-        self.runs = [r for r in done if not r["tuning"]]
-        self.arms = [a for a in study.known if any(r["arm"] == a for r in self.runs)]
-        self.epsilons = [
-            e for e in study.epsilons if any(r["epsilon"] == e for r in self.runs)
-        ]
+        self.study, self.config, self.root = study, study.config, root
+        self.results = Results(study, records)
+        self.arms, self.epsilons = self.results.arms, self.results.epsilons
 
     def document(self) -> Document:
-        if not self.runs:
+        if not self.results.runs:
             return [
                 Heading(self.config.title, 1),
                 Text("No run has finished."),
@@ -93,42 +84,24 @@ class _Report:
             *self._versions(),
         ]
 
-    def _of(self, arm: str, epsilon: float) -> list[Record]:
-        """The finished runs, sorted by seed."""
-        found = [r for r in self.runs if (r["arm"], r["epsilon"]) == (arm, epsilon)]
-        return sorted(found, key=lambda record: record["seed"])
-
-    def _microbatch(self, arm: str) -> int | None:
-        return self.study.fields(arm)["views.microbatch"]
-
-    def _values(self, arm: str, epsilon: float, metric: str) -> list[float]:
-        """Accuracies in percent, by seed."""
-        return [100 * record["final"][metric] for record in self._of(arm, epsilon)]
-
     def _what_was_run(self) -> Document:
-        config = self.runs[0]["config"]
-        privacy, plan = config["privacy"], self.runs[0]["plan"]
-        numbers = sorted({record["seed"] for record in self.runs})
+        runs = self.results.runs
+        config, plan = runs[0].config, runs[0].plan
+        numbers = sorted({each.run.seed for each in runs})
         asked = len(self.study.arms) * len(self.study.epsilons) * len(self.study.seeds)
         text = (
-            f"{len(self.runs)} of {asked} planned runs: "
+            f"{len(runs)} of {asked} planned runs: "
             f"{len(self.arms)} arms at epsilon {', '.join(map(exact, self.epsilons))} "
-            f"(delta = {plan['delta']:g}), seeds {numbers[0]} to {numbers[-1]}, the "
+            f"(delta = {plan.delta:g}), seeds {numbers[0]} to {numbers[-1]}, the "
             "same in every arm. "
-            f"{config['data']['name']}, {plan['num_examples']} training examples; "
-            f"network {_words(config['network'])}; {privacy['updates']} updates, "
-            f"expected batch size {privacy['expected_batch_size']}, clip norm "
-            f"{privacy['clip_norm']:g}. Test accuracy is measured after the last "
+            f"{config['data']['name']}, {plan.num_examples} training examples; "
+            f"network {in_words(config['network'])}; {plan.updates} updates, "
+            f"expected batch size {plan.expected_batch_size}, clip norm "
+            f"{plan.clip_norm:g}. Test accuracy is measured after the last "
             "update, with its weights or with the averaged weights (EMA); it is never "
             "the best value seen during training."
         )
-        rows = []
-        for arm in self.arms:
-            record = next(r for r in self.runs if r["arm"] == arm)
-            changes = _words(self.study.changes(arm))
-            rows.append([arm, str(record["views_per_example"]), changes])
-        table = Table(["arm", "views per example", "settings"], rows)
-        return [Text(text), Text(self._what_seeds_are()), table]
+        return [Text(text), Text(self._what_seeds_are()), arms_table(self.results)]
 
     def _what_seeds_are(self) -> str:
         if self.study.public_seeds:
@@ -145,11 +118,11 @@ class _Report:
     def _accuracy(self) -> Document:
         lines = {}
         for arm in self.arms:
-            epsilons = [e for e in self.epsilons if self._of(arm, e)]
-            values = [self._values(arm, e, _AVERAGED) for e in epsilons]
+            epsilons = [e for e in self.epsilons if self.results.of(arm, e)]
+            values = [self.results.percents(arm, e) for e in epsilons]
             lines[arm] = (
                 epsilons,
-                [builtin.mean(v) for v in values],
+                [statistics.mean(v) for v in values],
                 [standard_error(v) or 0.0 for v in values],
             )
         picture = pictures.draw_lines(
@@ -163,30 +136,23 @@ class _Report:
             Picture("accuracy", picture, "Test accuracy against epsilon, by arm"),
             Text("Bars are standard errors over the seeds."),
             Text("With averaged weights, in percent, mean (standard error):"),
-            self._accuracy_table(_AVERAGED),
+            accuracy_table(self.results, averaged=True),
             Text("With the last update's weights:"),
-            self._accuracy_table(_LAST),
+            accuracy_table(self.results, averaged=False),
         ]
-
-    def _accuracy_table(self, metric: str) -> Table:
-        rows = [
-            [arm, *(_mean(self._values(arm, e, metric)) for e in self.epsilons)]
-            for arm in self.arms
-        ]
-        return Table(["arm", *(f"epsilon {exact(e)}" for e in self.epsilons)], rows)
 
     def _differences(self) -> Document:
         baseline = self.config.baseline
         sentences = []
         for epsilon in self.epsilons:
-            theirs = {r["seed"]: r for r in self._of(baseline, epsilon)}
+            theirs = self._by_seed(baseline, epsilon)
             for arm in self.arms:
-                mine = {r["seed"]: r for r in self._of(arm, epsilon)}
+                mine = self._by_seed(arm, epsilon)
                 both = sorted(mine.keys() & theirs.keys())
                 if arm == baseline or not both:
                     continue
                 found = paired_difference(
-                    *([_percent(runs[s]) for s in both] for runs in (mine, theirs))
+                    [mine[seed] for seed in both], [theirs[seed] for seed in both]
                 )
                 sentences.append(
                     f"epsilon {exact(epsilon)}: {found.sentence(arm, baseline)}"
@@ -205,21 +171,14 @@ class _Report:
             Bullets(sentences),
         ]
 
+    def _by_seed(self, arm: str, epsilon: float) -> dict[int, float]:
+        found = self.results.of(arm, epsilon)
+        return {each.run.seed: 100 * each.accuracy for each in found}
+
     def _published(self) -> Document:
         if not self.config.published:
             return []
-        rows = [
-            [
-                arm,
-                exact(epsilon),
-                _mean(self._values(arm, float(epsilon), _AVERAGED)) or "not run",
-                str(figure),
-                source,
-            ]
-            for arm, epsilon, figure, source in self.config.published
-        ]
-        header = ["arm", "epsilon", "here", "published", "source"]
-        return [Heading("Published numbers"), Table(header, rows)]
+        return [Heading("Published numbers"), published_table(self.results)]
 
     def _ablations(self) -> Document:
         document: Document = []
@@ -229,12 +188,12 @@ class _Report:
                 points = [
                     (self.study.fields(arm)[field], values)
                     for arm in arms
-                    if (values := self._values(arm, epsilon, _AVERAGED))
+                    if (values := self.results.percents(arm, epsilon))
                 ]
                 points.sort(key=lambda point: point[0])
                 lines[f"epsilon {exact(epsilon)}"] = (
                     [place for place, _ in points],
-                    [builtin.mean(values) for _, values in points],
+                    [statistics.mean(values) for _, values in points],
                     [standard_error(values) or 0.0 for _, values in points],
                 )
             picture = pictures.draw_lines(
@@ -249,13 +208,13 @@ class _Report:
         lines = {}
         for arm in self.arms:
             curves = [
-                {event["updates"]: event[CHOSEN_BY] for event in record["curve"]}
-                for record in self._of(arm, epsilon)
-                if record["curve"] and CHOSEN_BY in record["curve"][-1]
+                record.validation
+                for record in self.results.of(arm, epsilon)
+                if record.validation
             ]
             shared = sorted(set.intersection(*map(set, curves))) if curves else []
             if shared:
-                means = [100 * builtin.mean(c[u] for c in curves) for u in shared]
+                means = [100 * statistics.mean(c[u] for c in curves) for u in shared]
                 lines[arm] = (shared, means, None)
         if not lines:
             return []
@@ -271,42 +230,9 @@ class _Report:
         ]
 
     def _cost(self) -> Document:
-        per_update: dict[str, float] = {}
-        rows = []
-        for arm in self.arms:
-            costs = []
-            for record in self.runs:
-                folder = self.root / Run.of(record).name
-                if record["arm"] == arm and (folder / "cost.json").exists():
-                    costs.append(read_json(folder / "cost.json"))
-            updates = sum(cost["updates"] for cost in costs)
-            if updates:
-                per_update[arm] = sum(cost["seconds"] for cost in costs) / updates
-        for arm, seconds in per_update.items():
-            record = next(r for r in self.runs if r["arm"] == arm)
-            plan, views = record["plan"], record["views_per_example"]
-            batch = plan["expected_batch_size"]
-            relative = seconds / per_update.get("dp_sgd", float("nan"))
-            clipped = batch / (self._microbatch(arm) or 1)
-            noise = plan["noise_multiplier"] * plan["sensitivity"] / clipped
-            rows.append(
-                [
-                    arm,
-                    f"{seconds * plan['updates']:.0f}",
-                    f"{views * batch / seconds:,.0f}".replace(",", ""),
-                    f"{relative:.2f}" if relative == relative else "-",
-                    f"{noise:.4f}",
-                ]
-            )
-        if not rows:
+        table = cost_table(self.results, self.root)
+        if not table.rows:
             return []
-        header = [
-            "arm",
-            "seconds per run",
-            "views per second",
-            "time relative to dp_sgd",
-            f"noise per clipped term, epsilon {exact(self.epsilons[0])}",
-        ]
         return [
             Heading("Cost"),
             Text(
@@ -315,20 +241,19 @@ class _Report:
                 "by the expected number of clipped terms in a batch: the noise that "
                 "each term competes with."
             ),
-            Table(header, rows),
+            table,
         ]
 
     def _classes(self) -> Document:
         if not self.config.class_accuracy:
             return []
-        epsilon, key = self.epsilons[-1], f"{_AVERAGED}_by_class"
-        rows = {}
+        epsilon, rows = self.epsilons[-1], {}
         for arm in self.arms:
-            found = [record["final"].get(key) for record in self._of(arm, epsilon)]
+            found = [each.accuracy_by_class for each in self.results.of(arm, epsilon)]
             by_class = list(zip(*(values for values in found if values), strict=True))
             if by_class:
                 rows[arm] = [
-                    100 * builtin.mean(v) if None not in v else float("nan")
+                    100 * statistics.mean(v) if None not in v else float("nan")
                     for v in by_class
                 ]
         if not rows or len(next(iter(rows.values()))) > 20:
@@ -355,7 +280,7 @@ class _Report:
         if not self.config.show_views:
             return []
         arm = max(
-            (a for a in self.arms if not self._microbatch(a)),
+            (a for a in self.arms if not self.results.microbatch(a)),
             key=lambda a: [
                 self.study.fields(a)[f"views.{kind}"] for kind in ("synthetic", "mixed")
             ],
@@ -379,38 +304,9 @@ class _Report:
         ]
 
     def _tuning(self) -> Document:
-        if not self.trials:
+        if not self.results.trials:
             return []
         count = len(self.study.trials)
-        rows = []
-        for arm, epsilon in self.study.groups():
-            found = self._of(arm, epsilon)
-            trials = [
-                t for t in self.trials if (t["arm"], t["epsilon"]) == (arm, epsilon)
-            ]
-            if not found or not trials:
-                continue
-            plan = found[0]["plan"]
-            total = accounting.tuning_epsilon(
-                noise_multiplier=plan["noise_multiplier"],
-                sampling_probability=plan["sampling_probability"],
-                updates=plan["updates"] * self.config.tuning_seeds,
-                delta=plan["delta"],
-                trials=count,
-            )
-            tried = ", ".join(
-                f"{_words(t['tuned'])}: {100 * t['curve'][-1][CHOSEN_BY]:.2f}"
-                for t in trials
-            )
-            rows.append(
-                [
-                    arm,
-                    exact(epsilon),
-                    _words(found[0]["tuned"]),
-                    tried,
-                    round_up(total),
-                ]
-            )
         return [
             Heading("Tuning"),
             Text(
@@ -425,57 +321,28 @@ class _Report:
                 "accounting. It protects the training examples, not the validation "
                 "examples, which are compared without noise."
             ),
-            Table(
-                [
-                    "arm",
-                    "epsilon",
-                    "chosen",
-                    "validation accuracy (percent)",
-                    "epsilon of the choice",
-                ],
-                rows,
-            ),
+            tuning_table(self.results),
         ]
 
     def _failures(self) -> Document:
-        if not self.failed:
+        if not self.results.failed:
             return []
         return [
             Heading("Failed runs"),
             Bullets(
                 [
-                    f"{r['arm']}, epsilon {exact(r['epsilon'])}, seed {r['seed']}: "
-                    f"{r['error']}"
-                    for r in self.failed
+                    f"{each.run.arm}, epsilon {exact(each.run.epsilon)}, seed "
+                    f"{each.run.seed}: {each.error}"
+                    for each in self.results.failed
                 ]
             ),
         ]
 
     def _versions(self) -> Document:
-        found = {tuple(sorted(r["software"].items(), key=str)) for r in self.runs}
+        found = {
+            tuple(sorted(each.software.items(), key=str)) for each in self.results.runs
+        }
         lines = [
             ", ".join(f"{name} {value}" for name, value in one) for one in sorted(found)
         ]
         return [Heading("Made with"), Bullets(lines)]
-
-
-def _percent(record: Record) -> float:
-    return 100 * record["final"][_AVERAGED]
-
-
-def _mean(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    error = standard_error(values)
-    return f"{builtin.mean(values):.2f}" + (f" ({error:.2f})" if error else "")
-
-
-def _words(fields: dict[str, Any]) -> str:
-    return (
-        ", ".join(
-            value if name == "name" else f"{name.rpartition('.')[2]} = {value}"
-            for name, value in fields.items()
-            if value is not None
-        )
-        or "-"
-    )

@@ -1,7 +1,6 @@
 """Trains an experiment's runs in processes, shows progress, and records results."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -19,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.experiments.records import Failed, Finished, Record
 from dpmix_tf.experiments.secret import open_secret, refuse_unpaired, write_pairing
 from dpmix_tf.experiments.study import CHOSEN_BY, Run, Study, exact
 from dpmix_tf.files import cannot_write, local_path, lock_file, write_text_atomic
@@ -64,13 +64,13 @@ class Runner:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(self.root, error) from error
-        self._records: dict[Run, dict[str, Any]] = {}
+        self._records: dict[Run, Record] = {}
         self._running: dict[Run, subprocess.Popen] = {}
         self._seconds: list[float] = []  # for runs that began and ended in this call
         self._began: dict[Run, float] = {}
         self.console = Console(stderr=True)
 
-    def run(self) -> list[dict[str, Any]]:
+    def run(self) -> list[Record]:
         """Trains all runs.
 
         Returns:
@@ -122,7 +122,7 @@ class Runner:
         folder = self.root / run.name
         refuse_unpaired(folder, self._secret)
         if final_event(folder / "run") is not None:
-            self._records[run] = _record(self.study, run, folder)
+            self._records[run] = _finished(self.study, run, folder)
         return run in self._records
 
     def _test_runs(self, arm: str, epsilon: float) -> list[Run]:
@@ -135,11 +135,12 @@ class Runner:
             return []
         scores: dict[Any, list[float]] = {}
         for run, record in zip(trials, records, strict=True):
-            if record is not None and record["status"] == "done":
-                scores.setdefault(run.trial, []).append(_score(record))
+            if isinstance(record, Finished):
+                scores.setdefault(run.trial, []).append(record.score)
         if not scores:
             for run in self.study.test_runs(arm, epsilon, ()):
-                self._records[run] = _failure(run, "every tuning trial failed")
+                error = "every tuning trial failed"
+                self._records[run] = Failed(run=run, error=error)
             return []
         best = max(scores, key=lambda trial: statistics.mean(scores[trial]))
         return self.study.test_runs(arm, epsilon, best)
@@ -183,7 +184,7 @@ class Runner:
         try:
             settings = self.study.config_of(run).to_json(indent=2)
         except DPMixError as error:
-            self._keep(run, _failure(run, str(error)))
+            self._keep(Failed(run=run, error=str(error)))
             return
         folder.mkdir(parents=True, exist_ok=True)
         if self._secret is not None:
@@ -218,23 +219,23 @@ class Runner:
             self._seconds.append(time.monotonic() - self._began[run])
             if run.tuning:  # nothing resumes from a trial
                 shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
-            record = _record(self.study, run, folder)
+            self._keep(_finished(self.study, run, folder))
         else:
-            record = _failure(run, _last_words(folder / "log.txt", process.returncode))
-        self._keep(run, record)
+            error = _last_words(folder / "log.txt", process.returncode)
+            self._keep(Failed(run=run, error=error))
 
-    def _keep(self, run: Run, record: dict[str, Any]) -> None:
-        self._records[run] = record
+    def _keep(self, record: Record) -> None:
+        self._records[record.run] = record
         self._write_results()
         if not self.console.is_terminal:
             done, total = self._progress()
             shown = (
-                f"{100 * _score(record):.2f} %"
-                if record["status"] == "done"
-                else f"failed: {record['error'].splitlines()[-1][:100]}"
+                f"{100 * record.score:.2f} %"
+                if isinstance(record, Finished)
+                else f"failed: {record.error.splitlines()[-1][:100]}"
             )
             self.console.print(
-                f"{done}/{total} {run.name}: {shown} (ETA {self._eta()})",
+                f"{done}/{total} {record.run.name}: {shown} (ETA {self._eta()})",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -245,14 +246,14 @@ class Runner:
         for process in self._running.values():
             process.wait()
 
-    def _write_results(self) -> list[dict[str, Any]]:
+    def _write_results(self) -> list[Record]:
         order = {group: index for index, group in enumerate(self.study.all_groups())}
         runs = sorted(
             self._records,
             key=lambda run: (not run.tuning, order[run.arm, run.epsilon], run.name),
         )
         records = [self._records[run] for run in runs]
-        text = "".join(json.dumps(record) + "\n" for record in records)
+        text = "".join(record.to_json() + "\n" for record in records)
         write_text_atomic(self.root / "results.jsonl", text)
         return records
 
@@ -290,7 +291,7 @@ class Runner:
             for run, record in self._records.items()
             if (run.arm, run.epsilon, run.tuning) == (arm, epsilon, False)
         ]
-        scores = [100 * _score(r) for r in runs if r["status"] == "done"]
+        scores = [100 * each.score for each in runs if isinstance(each, Finished)]
         failed = len(runs) - len(scores)
         text = f"{len(scores)}/{len(self.study.seeds)}"
         text += f"  {statistics.mean(scores):.2f} %" if scores else ""
@@ -309,30 +310,19 @@ def _interrupted_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _score(record: dict[str, Any]) -> float:
-    """The averaged weights' accuracy: in validation for a trial, else in the test."""
-    if record["tuning"]:
-        return record["curve"][-1][CHOSEN_BY]
-    return record["final"]["test_accuracy_ema"]
-
-
-def _record(study: Study, run: Run, folder: Path) -> dict[str, Any]:
-    """Returns the line of results.jsonl for a finished run."""
+def _finished(study: Study, run: Run, folder: Path) -> Finished:
+    """Reads the record of a finished run from its folder."""
     workdir = folder / "run"
     *curve, final = events(workdir)
-    return run.about() | {
-        "status": "done",
-        "final": final,
-        "curve": curve,
-        "views_per_example": study.views_per_example(run.arm),
-        "plan": read_json(workdir / "privacy.json"),
-        "config": read_json(workdir / "config.json"),
-        "software": read_json(folder / "software.json"),
-    }
-
-
-def _failure(run: Run, error: str) -> dict[str, Any]:
-    return run.about() | {"status": "failed", "error": error}
+    return Finished(
+        run=run,
+        final=final,
+        curve=tuple(curve),
+        views_per_example=study.views_per_example(run.arm),
+        spent=read_json(workdir / "privacy.json"),
+        config=read_json(workdir / "config.json"),
+        software=read_json(folder / "software.json"),
+    )
 
 
 def _last_words(log: Path, status: int) -> str:

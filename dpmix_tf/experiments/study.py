@@ -64,19 +64,6 @@ class Run:
         parts += [f"{key.rpartition('.')[2]}={value}" for key, value in self.trial]
         return "/".join([*parts, f"seed{self.seed}"])
 
-    def about(self) -> dict[str, Any]:
-        """The attributes as they appear in results.jsonl."""
-        fields = {
-            key: getattr(self, key) for key in ("arm", "epsilon", "seed", "tuning")
-        }
-        return fields | {"tuned": dict(self.trial)}
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> "Run":
-        """Returns the run that a line of results.jsonl describes."""
-        fields = {key: record[key] for key in ("arm", "epsilon", "seed", "tuning")}
-        return cls(**fields, trial=tuple(record["tuned"].items()))
-
 
 class Study:
     """An experiment: arms x epsilons x seeds, with or without tuning.

@@ -16,6 +16,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.experiments.records import Cost
 from dpmix_tf.experiments.secret import seed_of_run
 from dpmix_tf.files import local_path, write_text_atomic
 from dpmix_tf.training.software import versions
@@ -61,21 +62,11 @@ def train(folder: Path) -> None:
     try:
         trainer.run()
     finally:
-        _add_cost(
-            folder / "cost.json",
-            time.perf_counter() - started,
-            trainer.model.updates - before,
+        cost = Cost(
+            seconds=time.perf_counter() - started,
+            updates=trainer.model.updates - before,
         )
-
-
-def _add_cost(path: Path, seconds: float, updates: int) -> None:
-    """Adds to the cost of training, summed over all processes that were not killed."""
-    cost = read_json(path) if path.exists() else {"seconds": 0.0, "updates": 0}
-    cost = {
-        "seconds": cost["seconds"] + seconds,
-        "updates": cost["updates"] + updates,
-    }
-    write_text_atomic(path, json.dumps(cost))
+        (Cost.read(folder) + cost).write(folder)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,12 @@ from dpmix_tf.models.pretrained import (
 from dpmix_tf.models.registry import NETWORKS, build_network, network_arguments
 from dpmix_tf.models.scattering import Scattering
 from dpmix_tf.models.scattering_network import constants_digest, scattering_network
-from dpmix_tf.models.structure import count_activations, split_frozen_front
+from dpmix_tf.models.structure import (
+    count_activations,
+    dense_layers,
+    network_digest,
+    split_frozen_front,
+)
 from dpmix_tf.models.texts import embed_texts
 from dpmix_tf.models.validate import validate_network
 from dpmix_tf.models.vision_transformer import vision_transformer
@@ -32,8 +37,10 @@ __all__ = [
     "constants_digest",
     "convnet",
     "count_activations",
+    "dense_layers",
     "embed_texts",
     "network_arguments",
+    "network_digest",
     "pretrained",
     "public_file",
     "scattering_network",

@@ -83,8 +83,9 @@ def scattering_network(
                 f"network.{argument} must be one of {', '.join(known)}; received: "
                 f"{value!r}."
             )
-    settings: dict[str, Any] = {"features": features, "filters": filters, "seed": seed}
-    settings |= {"scales": scales, "norm": norm}
+    settings: dict[str, Any] = dict(
+        features=features, filters=filters, seed=seed, scales=scales, norm=norm
+    )
     if filters < 1 or seed < 0 or norm <= 0:
         raise DPMixError(
             "The network needs filters of 1 or more, a seed of 0 or more and a norm "

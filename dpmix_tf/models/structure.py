@@ -1,9 +1,12 @@
 """Analyses a network's graph of layers: where training starts, and its size."""
 
+import hashlib
+import json
 import math
 from typing import Any
 
 import keras
+import numpy as np
 
 from dpmix_tf.models.scattering import Scattering
 
@@ -48,6 +51,38 @@ def split_frozen_front(network: keras.Model) -> tuple[keras.Model | None, keras.
     )
 
 
+def dense_layers(network: keras.Model) -> list[keras.layers.Layer] | None:
+    """Returns a network's layers in order if they are a chain of plain dense layers.
+
+    Layers without weights may stand between them; privacy.dense has the clipped sum of
+    such a chain in closed form.
+
+    Args:
+      network: features -> logits, such as `rest` of split_frozen_front.
+
+    Returns:
+      The layers; None if the network is anything else, or does not compute in float32.
+    """
+    if isinstance(network, keras.Sequential):
+        network = keras.Model(network.inputs[0], network.outputs[0])
+    if not hasattr(network, "_nodes_by_depth") or len(network.outputs) != 1:
+        return None
+    chain, last = [], network.inputs
+    for layer, inputs, outputs in _nodes(network):
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        dense = type(layer) is keras.layers.Dense
+        plain = dense and not (layer.lora_enabled or layer.quantization_mode)
+        in_line = len(inputs) == len(outputs) == 1 and inputs[0] is last[0]
+        if not in_line or layer in chain or layer.compute_dtype != "float32":
+            return None
+        if not (plain or isinstance(layer, keras.Layer) and not layer.variables):
+            return None
+        chain.append(layer)
+        last = outputs
+    return chain if last[0] is network.outputs[0] else None
+
+
 def _nodes(network):
     """(layer, input tensors, output tensors) of a functional model, inputs first."""
     for depth in sorted(network._nodes_by_depth, reverse=True):
@@ -57,6 +92,44 @@ def _nodes(network):
                 keras.tree.flatten(node.arguments.keras_tensors),
                 keras.tree.flatten(node.outputs),
             )
+
+
+def network_digest(network: keras.Model) -> str:
+    """SHA-256 of what a functional network computes: its layers, settings and weights.
+
+    Layers' names do not count: Keras numbers them anew in every process.
+    """
+    content = hashlib.sha256(json.dumps(_description(network), default=str).encode())
+    for variable in network.variables:
+        content.update(np.ascontiguousarray(variable).tobytes())
+    return content.hexdigest()
+
+
+def _description(network: keras.Model) -> list[Any]:
+    """Layers in order, with what each of them takes."""
+    if not hasattr(network, "_nodes_by_depth"):
+        return [_without_names(network.get_config())]
+    numbers: dict[int, int] = {}
+    rows: list[Any] = []
+    for layer, inputs, outputs in _nodes(network):
+        settings = (
+            _description(layer)
+            if isinstance(layer, keras.Model)
+            else _without_names(layer.get_config())
+        )
+        taken = [numbers[id(tensor)] for tensor in inputs]
+        for tensor in outputs:
+            numbers.setdefault(id(tensor), len(numbers))
+        rows.append([type(layer).__name__, settings, taken])
+    return rows
+
+
+def _without_names(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_names(v) for k, v in value.items() if k != "name"}
+    if isinstance(value, (list, tuple)):
+        return [_without_names(each) for each in value]
+    return value
 
 
 def count_activations(network: keras.Model) -> int | None:

@@ -78,12 +78,51 @@ def choose_chunk_size(
     return 1 << (chunk_size.bit_length() - 1)
 
 
+# (mechanism, sum so far, which records there are: bool [c], their views [c,K,...] and
+# labels [c,K,classes]) -> (new sum, mean losses [c], norms before clipping [c]).
+AddRecords = Callable[
+    [GaussianMechanism, Record, tf.Tensor, tf.Tensor, tf.Tensor],
+    tuple[Record, tf.Tensor, tf.Tensor],
+]
+
+
+def add_vectorised(
+    variables: list[tf.Variable],
+    mean_loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    chunk_size: int,
+) -> AddRecords:
+    """Returns what clips and adds the records of a chunk, for networks of any layers.
+
+    Args:
+      variables: what to differentiate by; anything else in the network stays frozen.
+      mean_loss: one record's (views [K,...], labels [K,classes]) -> mean loss over its
+        K views, float32 scalar.
+      chunk_size: records vectorised together.
+    """
+
+    def gradient_of(inputs):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            loss = mean_loss(*inputs)
+        gradient = tape.gradient(
+            loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        return loss, [tf.convert_to_tensor(part) for part in gradient]
+
+    def add(mechanism, total, counted, views, labels):
+        losses, records = _each(gradient_of, (views, labels), chunk_size)
+        total, norms = mechanism.add(total, records, counted)
+        return total, losses, norms
+
+    return add
+
+
 def clipped_gradient_sum(
     mechanism: GaussianMechanism,
     variables: list[tf.Variable],
     examples: tuple[tf.Tensor, ...],
     make_views: Callable[..., tuple[tf.Tensor, tf.Tensor]],
-    mean_loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    add_records: AddRecords,
     *,
     chunk_size: int,
     jit_compile: bool = False,
@@ -91,18 +130,15 @@ def clipped_gradient_sum(
 ) -> ClippedSum:
     """Adds up the clipped gradients of a batch.
 
-    Long because the loop over chunks reads in one piece.
-
     Args:
-      mechanism: clips and adds.
-      variables: what to differentiate by; anything else in the network stays frozen.
+      mechanism: holds the clip norm.
+      variables: what the sum is for.
       examples: tensors [n,...], the batch; n varies, and 0 gives zeros.
       make_views: the examples of a chunk, tensors [chunk_size,...] -> (their views
         [chunk_size,K,...], soft labels [chunk_size,K,classes]), each example's made of
         it alone. It is outside the tape: what it computes stays frozen.
-      mean_loss: one example's (views [K,...], labels [K,classes]) -> mean loss over its
-        K views, float32 scalar.
-      chunk_size: examples vectorised together, 1 or more; memory and speed. The result
+      add_records: clips the chunk's records and adds them.
+      chunk_size: records processed together, 1 or more; memory and speed. The result
         changes with it by rounding alone.
       jit_compile: compile with XLA what is done to a chunk's views. Their shape never
         changes, so that it is compiled once.
@@ -114,18 +150,10 @@ def clipped_gradient_sum(
     """
     count = tf.shape(examples[0])[0]
 
-    def gradient_of(inputs):
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(variables)
-            loss = mean_loss(*inputs)
-        gradient = tape.gradient(
-            loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
-        return loss, [tf.convert_to_tensor(part) for part in gradient]
-
     def add_chunk(accumulated: ClippedSum, counted, views, labels) -> ClippedSum:
-        losses, records = _each(gradient_of, (views, labels), chunk_size)
-        total, norms = mechanism.add(accumulated.total, records, counted)
+        total, losses, norms = add_records(
+            mechanism, accumulated.total, counted, views, labels
+        )
         finite = tf.math.is_finite(norms) & counted
         return ClippedSum(
             total=total,

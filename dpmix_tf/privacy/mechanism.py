@@ -32,9 +32,16 @@ class SeededGaussianSumQuery(GaussianSumQuery):
         "_GlobalState", ["l2_norm_clip", "stddev", "update"]
     )
 
-    def __init__(self, l2_norm_clip: float, stddev: float, seed: tf.Variable):
+    def __init__(
+        self,
+        l2_norm_clip: float,
+        stddev: float,
+        seed: tf.Variable,
+        gamma: float | None = None,
+    ):
         super().__init__(l2_norm_clip, stddev)
         self._seed = seed
+        self._gamma = gamma
 
     def make_global_state(self, l2_norm_clip, stddev, update=0):
         """Adds the update's number to what TensorFlow Privacy keeps."""
@@ -76,11 +83,8 @@ class SeededGaussianSumQuery(GaussianSumQuery):
         ]
         exact_norms = tf.sqrt(tf.reduce_sum(squares, axis=0))
         norms = tf.cast(exact_norms, tf.float32)
-        scales = tf.minimum(_MARGIN * tf.cast(params, tf.float64) / exact_norms, 1.0)
         added = tf.math.is_finite(norms) & counted
-        scales = tf.where(
-            added & (scales >= _SMALLEST_NORMAL), tf.cast(scales, tf.float32), 0.0
-        )
+        scales = self.scales(params, exact_norms, counted)
         # 0 * NaN is NaN: such rows must be emptied, which costs a pass; almost never.
         rows = tf.cond(
             tf.reduce_all(tf.math.is_finite(norms)),
@@ -92,6 +96,30 @@ class SeededGaussianSumQuery(GaussianSumQuery):
             for row, total in zip(rows, sample_state, strict=True)
         ]
         return self.accumulate_preprocessed_record(sample_state, sums), norms
+
+    def scales(self, params, norms, counted):
+        """Returns what records are multiplied by, so that none exceeds the clip norm.
+
+        A record g becomes g * min(1, C / |g|); or, with gamma, C g / (|g| + gamma), the
+        "automatic" clipping of Bu et al. 2022 (section 4).
+
+        Args:
+          params: the clip norm C, as `derive_sample_params` gives it.
+          norms: float64 [n], no record's norm being larger than what is given here.
+          counted: bool [n], which records there are.
+
+        Returns:
+          float32 [n]; 0 for records that are not counted, or not finite.
+        """
+        most = _MARGIN * tf.cast(params, tf.float64)
+        if self._gamma is None:
+            scales = tf.minimum(most / norms, 1.0)
+        else:
+            scales = most / (norms + self._gamma)
+        added = tf.math.is_finite(tf.cast(norms, tf.float32)) & counted
+        return tf.where(
+            added & (scales >= _SMALLEST_NORMAL), tf.cast(scales, tf.float32), 0.0
+        )
 
     def get_noised_result(self, sample_state, global_state):
         """Adds independent noise to every element of every tensor of the sum."""
@@ -121,12 +149,12 @@ def _scaled_sum(rows: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
     round its factors to ten bits (TensorFloat-32, the default on GPUs) or seven
     (bfloat16), and so lengthen a clipped record by some thousandths.
     """
-    if _matrix_products_are_float32():
+    if in_full_float32():
         return tf.linalg.matvec(rows, scales, transpose_a=True)
     return tf.reduce_sum(rows * scales[:, tf.newaxis], axis=0)
 
 
-def _matrix_products_are_float32() -> bool:
+def in_full_float32() -> bool:
     """Whether all devices are CPUs, and no rewriting of graphs to bfloat16 is on.
 
     On CPUs, TensorFlow calls oneDNN's sgemm, which oneDNN's own setting for lower
@@ -155,6 +183,7 @@ class GaussianMechanism:
             l2_norm_clip=plan.clip_norm,
             stddev=plan.noise_multiplier * plan.sensitivity * plan.clip_norm,
             seed=self._stream.seed,
+            gamma=plan.gamma if plan.clipping == "automatic" else None,
         )
         self.clip_norm = self._query.derive_sample_params(
             self._query.initial_global_state()
@@ -186,6 +215,20 @@ class GaussianMechanism:
           The new sum; the norms before clipping, float32 [n].
         """
         return self._query.accumulate_records(self.clip_norm, total, records, counted)
+
+    def scales(self, norms: tf.Tensor, counted: tf.Tensor) -> tf.Tensor:
+        """Returns what each record is to be multiplied by before it is added.
+
+        For sums whose records never exist one by one, see privacy.dense.
+
+        Args:
+          norms: float64 [n], upper bounds on the records' norms.
+          counted: bool [n]; False where a place in a chunk is empty.
+
+        Returns:
+          float32 [n]; times a record of at most such a norm, at most clip_norm.
+        """
+        return self._query.scales(self.clip_norm, norms, counted)
 
     def noisy_mean(self, total: Record, update: tf.Tensor) -> Record:
         """Adds the noise of the `update`-th update once, divides by the expected size.

@@ -11,6 +11,8 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import accounting
 from dpmix_tf.values import hold_plain_values
 
+CLIPPINGS = ("fixed", "automatic")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrivacyPlan:
@@ -40,6 +42,11 @@ class PrivacyPlan:
         variables together. Within these bounds its elements, sums of them and their
         noise stay far from the ends of float32 (1e-38 and 3e38).
       accountant: "pld" (tighter) or "rdp".
+      clipping: "fixed": a gradient g longer than C is scaled to length C, a shorter one
+        stays as it is. "automatic": every gradient becomes C g / (|g| + gamma) (Bu et
+        al. 2022), always shorter than C; what C is then no longer matters except for
+        the learning rate. The guarantee is the same.
+      gamma: of automatic clipping, above 0, in units of the gradient's norm.
       sensitivity: how many clip norms one example can move the sum by, as the view
         maker says; 1 if every example has a gradient of its own.
     """
@@ -52,6 +59,8 @@ class PrivacyPlan:
     clip_norm: float = 1.0
     accountant: str = "pld"
     sensitivity: float = 1.0
+    clipping: str = "fixed"
+    gamma: float = 0.01
 
     def __post_init__(self) -> None:
         """Refuses values that would make the guarantee meaningless."""
@@ -74,6 +83,11 @@ class PrivacyPlan:
                 f"accountant must be one of {accounting.ACCOUNTANTS}, received: "
                 f"{self.accountant!r}."
             )
+        if self.clipping not in CLIPPINGS:
+            raise DPMixError(
+                f"clipping must be one of {CLIPPINGS}, received: {self.clipping!r}."
+            )
+        _check_number("gamma", self.gamma, at_least=1e-10, at_most=1e10)
         if self.delta >= 1 / self.num_examples:
             warnings.warn(
                 f"delta = {self.delta:g} is not below 1/num_examples = "
@@ -94,6 +108,8 @@ class PrivacyPlan:
         clip_norm: float = 1.0,
         accountant: str = "pld",
         sensitivity: float = 1.0,
+        clipping: str = "fixed",
+        gamma: float = 0.01,
     ) -> "PrivacyPlan":
         """Finds the least noise with which all updates cost at most `epsilon`.
 
@@ -106,6 +122,8 @@ class PrivacyPlan:
           clip_norm: C.
           accountant: "pld" or "rdp".
           sensitivity: in clip norms.
+          clipping: "fixed" or "automatic".
+          gamma: of automatic clipping.
 
         Returns:
           A plan whose `epsilon()` is at most `epsilon`, with less than 0.1 % more noise
@@ -121,6 +139,8 @@ class PrivacyPlan:
             clip_norm=clip_norm,
             accountant=accountant,
             sensitivity=sensitivity,
+            clipping=clipping,
+            gamma=gamma,
         )
         noise_multiplier = accounting.noise_multiplier_for(
             target_epsilon=epsilon,

@@ -141,6 +141,15 @@ def fold_in_each(seed: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
     )
 
 
+def fold_in_pairs(seed: tf.Tensor, numbers: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
+    """Returns the seeds, int64 [n,2], of each `numbers`' own sub-stream `others`."""
+    return tf.map_fn(
+        lambda pair: fold_in(fold_in(seed, pair[0]), pair[1]),
+        tf.stack([tf.cast(part, tf.int64) for part in (numbers, others)], axis=1),
+        fn_output_signature=tf.TensorSpec([2], tf.int64),
+    )
+
+
 def uniform(seeds: tf.Tensor, count: int) -> tf.Tensor:
     """Draws `count` numbers for each seed; a row depends on its own seed alone.
 

@@ -1,6 +1,7 @@
 """Makes the plan, the pool and the model that a config describes."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ from dpmix_tf.models import build_network, constants_digest, weights_digest
 from dpmix_tf.privacy import PrivacyPlan, randomness
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training.dp_model import DPMixModel
+from dpmix_tf.training.encoding import can_encode, encode_views
 from dpmix_tf.training.optimizers import make_optimizer
 from dpmix_tf.training.private_step import PrivateStep
 from dpmix_tf.views import kind_of, make_views
@@ -114,8 +116,18 @@ def build_model(
     plan: PrivacyPlan,
     seed: int,
     make_step: Callable[..., PrivateStep] = PrivateStep,
+    cache_dir: str | Path | None = None,
 ) -> DPMixModel:
     """Builds and compiles the model that a config describes, with new weights.
+
+    Args:
+      config: see training/config.py.
+      dataset: its data set.
+      plan: its plan.
+      seed: secret; everything random derives from it.
+      make_step: see DPMixModel.
+      cache_dir: where fixed views (views.visits) of a network with a frozen front are
+        kept encoded; by default they are made anew at every update.
 
     Raises:
       DPMixError: the network, its views, its pool or its optimizer is refused.
@@ -132,10 +144,19 @@ def build_model(
         arguments=arguments,
         dtype_policy=config.dtype_policy,
     )
+    views = make_views(config.views.to_dict(), load_pool(config, dataset))
+    if cache_dir is not None and can_encode(views, network):
+        views = encode_views(
+            network,
+            views,
+            dataset.train,
+            cache_dir=cache_dir,
+            dtype=config.run.cache_dtype,
+        )
     model = DPMixModel(
         network,
         plan=plan,
-        views=make_views(config.views.to_dict(), load_pool(config, dataset)),
+        views=views,
         seed=seed,
         chunk_size=config.run.chunk_size,
         ema_decay=config.ema_decay,

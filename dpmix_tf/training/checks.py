@@ -1,4 +1,4 @@
-"""Checks what `fit` is asked to do before anything is spent."""
+"""Checks what a model and its `fit` are asked to do before anything is spent."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from dpmix_tf.data import ExampleSource
 from dpmix_tf.errors import BudgetExhaustedError, DPMixError
 from dpmix_tf.privacy import PrivacyPlan
+from dpmix_tf.views import Views
 
 
 def check_fit_arguments(y: Any, settings: Mapping[str, Any], *, workers: int) -> None:
@@ -60,6 +61,20 @@ def check_budget(plan: PrivacyPlan, spent: int, asked: int) -> None:
             f"spent, and this call asks for {asked if asked > 0 else 'more'}. "
             "Training stops here to keep the guarantee; for more updates make a "
             "new plan and train from the start."
+        )
+
+
+def check_views(views: Views, plan: PrivacyPlan, *, replicas: int) -> None:
+    """Raises DPMixError for views to which the plan's noise does not apply."""
+    if plan.sensitivity != views.sensitivity:
+        raise DPMixError(
+            f"The plan's noise is for a sensitivity of {plan.sensitivity:g} clip "
+            f"norms; with these views it is {views.sensitivity:g}. Make the plan "
+            "with sensitivity=views.sensitivity."
+        )
+    if replicas > 1 and not views.shareable:
+        raise DPMixError(
+            f"{views.kind} cannot split its records among replicas. Use one replica."
         )
 
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
@@ -207,7 +206,11 @@ def from_chief(strategy: tf.distribute.Strategy, value: np.ndarray) -> np.ndarra
 
 
 def share_out(
-    strategy: tf.distribute.Strategy, batches: PoissonBatches, start: Callable[[], int]
+    strategy: tf.distribute.Strategy,
+    batches: PoissonBatches,
+    start: Callable[[], int],
+    *,
+    ids_only: bool = False,
 ):
     """Returns this process's part of the batches, as data that Keras's fit takes.
 
@@ -216,16 +219,20 @@ def share_out(
       batches: the same in all processes.
       start: called whenever an iteration over the data begins; returns the number of
         its first update.
+      ids_only: see PoissonBatches.dataset.
     """
     replicas = strategy.num_replicas_in_sync
     if replicas == 1:
-        return batches.dataset(start=start)
+        return batches.dataset(start=start, ids_only=ids_only)
 
     def part(context):
         each = replicas // context.num_input_pipelines
         first = each * context.input_pipeline_id
         return batches.dataset(
-            replicas=range(first, first + each), num_replicas=replicas, start=start
+            replicas=range(first, first + each),
+            num_replicas=replicas,
+            start=start,
+            ids_only=ids_only,
         )
 
     return strategy.distribute_datasets_from_function(part)
@@ -238,23 +245,6 @@ def seed_from_chief(strategy: tf.distribute.Strategy, seed: int) -> Seed:
     words = from_chief(strategy, np.array(own, np.int64))
     value = sum(int(word) << 32 * place for place, word in enumerate(words))
     return Seed(value, seed.origin)
-
-
-def leave_gradients_as_they_are(optimizer: keras.optimizers.Optimizer) -> None:
-    """Keeps a Keras optimizer from adding up the replicas' gradients.
-
-    They are already equal, noise included. Adding up gradients before the noise is not
-    an alternative: the optimizer's own clipping, if any, would then precede the noise.
-    """
-    if hasattr(optimizer, "inner"):
-        leave_gradients_as_they_are(optimizer.inner)
-    if not hasattr(optimizer, "_all_reduce_sum_gradients"):
-        raise DPMixError(
-            f"Keras {keras.__version__} adds gradients up over replicas in a way that "
-            "dpmix_tf does not know, so the noise would be wrong. Use one replica, or "
-            "a Keras version that requirements.txt allows."
-        )
-    optimizer._all_reduce_sum_gradients = lambda gradients: gradients
 
 
 def texts_of_workers(strategy: tf.distribute.Strategy, text: str) -> list[str]:

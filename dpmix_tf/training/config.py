@@ -83,6 +83,10 @@ def default_config() -> ConfigDict:
     config.views.labels_only = False
     config.views.same_class = False
     config.views.microbatch = config_dict.placeholder(int)
+    # Sets of views per example, made once if the network begins with a frozen encoder;
+    # default: new views at every update.
+    config.views.visits = config_dict.placeholder(int)
+    config.views.seed = 0  # of fixed views; public
 
     config.pool = default_pool()
 
@@ -94,6 +98,10 @@ def default_config() -> ConfigDict:
     config.privacy.updates = 100
     config.privacy.clip_norm = 1.0
     config.privacy.accountant = "pld"
+    config.privacy.clipping = (
+        "fixed"  # or automatic: every gradient as long as clip_norm
+    )
+    config.privacy.gamma = 0.01  # of automatic clipping
 
     # A Keras optimizer. The learning rate may be a schedule: {"name": "CosineDecay",
     # "initial_learning_rate": 4.0, "decay_steps": 100}, in updates.
@@ -115,5 +123,8 @@ def default_config() -> ConfigDict:
     config.run.keep_checkpoints = 2
     config.run.evaluation_batch_size = 500
     config.run.test = True  # measure test accuracy at the end
+    # Folder of encoded views and its numbers' dtype; default: cache/ in the workdir.
+    config.run.cache_dir = config_dict.placeholder(str)
+    config.run.cache_dtype = "float16"  # or float32
     config.run.private_metrics = False  # log training loss and norms without noise
     return config

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from dpmix_tf.data import Batch, ExampleSource, PoissonBatches, in_order
+from dpmix_tf.data import Batch, in_order
 from dpmix_tf.errors import DivergedError, DPMixError
 from dpmix_tf.models import validate_network
 from dpmix_tf.pixels import as_float
@@ -17,15 +17,17 @@ from dpmix_tf.privacy.plan import round_up
 from dpmix_tf.privacy.statement import history_warning, state_guarantee
 from dpmix_tf.training import cluster
 from dpmix_tf.training.averaging import ExponentialMovingAverage
-from dpmix_tf.training.checks import check_budget, check_fit_arguments, check_source
-from dpmix_tf.training.loop import TrainFunction, is_finite
-from dpmix_tf.training.optimizers import check_compile, check_optimizer
-from dpmix_tf.training.private_step import PrivateStep, as_batch
+from dpmix_tf.training.batches import choose_batches
+from dpmix_tf.training.checks import check_budget, check_fit_arguments, check_views
+from dpmix_tf.training.loop import TrainFunction
+from dpmix_tf.training.optimizers import (
+    check_compile,
+    check_optimizer,
+    leave_gradients_as_they_are,
+)
+from dpmix_tf.training.private_step import PrivateStep
 from dpmix_tf.training.saving import Saving
 from dpmix_tf.views import Views
-
-# float16 is not supported: it needs loss scaling.
-_COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 @keras.saving.register_keras_serializable(package="dpmix_tf")
@@ -93,26 +95,7 @@ class DPMixModel(Saving):
         validate_network(network)
         if not 0 <= ema_decay < 1:
             raise DPMixError(f"ema_decay must be in [0, 1), received: {ema_decay}.")
-        if (
-            network.compute_dtype not in _COMPUTE_DTYPES
-            or network.variable_dtype != "float32"
-        ):
-            raise DPMixError(
-                f"The network computes in {network.compute_dtype} with weights in "
-                f"{network.variable_dtype}; gradients are clipped and noised in "
-                'float32. Build it under the policy "float32" or "mixed_bfloat16".'
-            )
-        if plan.sensitivity != views.sensitivity:
-            raise DPMixError(
-                f"The plan's noise is for a sensitivity of {plan.sensitivity:g} clip "
-                f"norms; with these views it is {views.sensitivity:g}. Make the plan "
-                "with sensitivity=views.sensitivity."
-            )
-        if self.distribute_strategy.num_replicas_in_sync > 1 and not views.shareable:
-            raise DPMixError(
-                f"{views.kind} cannot split its records among replicas. Use one "
-                "replica."
-            )
+        check_views(views, plan, replicas=self.distribute_strategy.num_replicas_in_sync)
         seed = randomness.as_seed(seed)
         self.network = network
         self.plan = plan
@@ -127,7 +110,6 @@ class DPMixModel(Saving):
             chunk_size=chunk_size,
         )
         self.private_metrics = private_metrics
-        self.input_seconds = 0.0  # how long `fit` has waited for batches
         self.num_classes = int(network.output_shape[-1])
         self._note_conditions(seed)
         if warning := history_warning(self.ledger, plan):
@@ -164,6 +146,11 @@ class DPMixModel(Saving):
         return self.account.next
 
     @property
+    def input_seconds(self) -> float:
+        """How long `fit` has waited for batches since the model was compiled."""
+        return getattr(self.train_function, "input_seconds", 0.0)
+
+    @property
     def epsilon(self) -> float:
         """Epsilon of everything spent on the network so far, at plan.delta."""
         return self.ledger.epsilon(self.plan.delta, self.plan.accountant)
@@ -197,7 +184,7 @@ class DPMixModel(Saving):
         optimizer = keras.optimizers.get(optimizer)
         check_optimizer(optimizer)
         if self.distribute_strategy.num_replicas_in_sync > 1:
-            cluster.leave_gradients_as_they_are(optimizer)
+            leave_gradients_as_they_are(optimizer)
         super().compile(
             optimizer=optimizer,
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -238,26 +225,14 @@ class DPMixModel(Saving):
         check_fit_arguments(y, kwargs, workers=workers)
         self._refuse_refrozen()
         self.account.recount()
-        left = self.plan.updates - self.updates
-        if isinstance(x, ExampleSource):
-            x = PoissonBatches(x, self.plan, seed=self.step.seed)
-        if isinstance(x, PoissonBatches):
-            data, available = self._share_out(x), left
-        elif assume_poisson and isinstance(x, tf.data.Dataset):
-            data, available = self._as_promised(x, left)
-        else:
-            raise DPMixError(
-                "fit needs a source, or batches that were drawn by the plan's sampler: "
-                f"PoissonBatches(source, plan); received: {type(x).__name__}. The "
-                "accountant assumes Poisson sampling; shuffled or fixed batches do not "
-                "qualify. If your tf.data.Dataset is Poisson-sampled, pass "
-                "assume_poisson=True."
-            )
+        data, available = choose_batches(
+            x, self.step, self.distribute_strategy, assume_poisson=assume_poisson
+        )
         steps = kwargs.get("steps_per_epoch")
         epochs = kwargs.get("epochs", 1) - kwargs.get("initial_epoch", 0)
         check_budget(self.plan, self.updates, epochs * (steps or available))
         kwargs.setdefault("shuffle", False)
-        if isinstance(x, PoissonBatches):
+        if not isinstance(x, tf.data.Dataset):
             # Keras cannot know the length of the data: where it starts is known only
             # after callbacks have loaded what they load.
             kwargs["steps_per_epoch"] = steps or available
@@ -276,65 +251,26 @@ class DPMixModel(Saving):
                 "new one from the network: it counts what this one has spent."
             )
 
-    def _as_promised(self, data: tf.data.Dataset, left: int):
-        """The user's own batches, which the user vouches for, and their number."""
-        if self.distribute_strategy.num_replicas_in_sync > 1:
-            raise DPMixError(
-                "Only a source or PoissonBatches can be split among several "
-                f"replicas; received: {type(data).__name__}."
-            )
-        self.account.note(ledger.UNCHECKED_SAMPLING)
-        available = int(data.cardinality())
-        if available >= 0:
-            return data, available
-        return data.take(left), left  # unknown length: ends with the budget
-
-    def _share_out(self, batches: PoissonBatches):
-        """This process's part of the batches, starting at the account's next update.
-
-        All processes draw with the first one's seed.
-        """
-        if batches.plan != self.plan:
-            raise DPMixError(
-                "The batches were drawn by another plan than the model's: "
-                f"{batches.plan} instead of {self.plan}."
-            )
-        image_shape = tuple(self.network.input_shape[1:])
-        check_source(batches.source, image_shape, self.num_classes)
-        if batches.seed.origin == randomness.CHOSEN:
-            self.account.note(ledger.CHOSEN_SEED)
-        strategy = self.distribute_strategy
-        with cluster.lost_workers_reported(strategy):
-            seed = cluster.seed_from_chief(strategy, batches.seed)
-        batches = batches.starting_at(self.updates, seed=seed)
-        return cluster.share_out(strategy, batches, start=lambda: self.updates)
-
     def _maybe_symbolic_build(self, *unused, **also_unused):
         """Does nothing: all is built, and Keras's own fails with several replicas."""
 
     def make_train_function(self, force=False):
         """Makes the function that `fit` calls for each update."""
-        if self.train_function is not None and not force:
-            return
-        update = TrainFunction(
-            self.train_step, self.distribute_strategy, eagerly=self.run_eagerly
+        if self.train_function is None or force:
+            self.train_function = TrainFunction(
+                self.train_step,
+                self.distribute_strategy,
+                eagerly=self.run_eagerly,
+                diverged=self._diverged,
+            )
+
+    def _diverged(self) -> DivergedError:
+        return DivergedError(
+            "The network no longer computes finite numbers after update "
+            f"{self.updates} of {self.plan.updates}: training has diverged and stops "
+            f"here, with epsilon = {round_up(self.epsilon)} spent. Lower the learning "
+            "rate and train a new network; what is spent stays spent."
         )
-
-        def train_function(iterator):
-            waited = update.input_seconds
-            logs = update(iterator)
-            self.input_seconds += update.input_seconds - waited
-            if not logs.pop("finite"):
-                raise DivergedError(
-                    "The network no longer computes finite numbers after update "
-                    f"{self.updates} of {self.plan.updates}: training has diverged and "
-                    f"stops here, with epsilon = {round_up(self.epsilon)} spent. Lower "
-                    "the learning rate and train a new network; what is spent stays "
-                    "spent."
-                )
-            return logs
-
-        self.train_function = train_function
 
     def abandon_update(self) -> None:
         """Makes `fit` fail in the current update, none of which is applied.
@@ -354,17 +290,16 @@ class DPMixModel(Saving):
 
     def train_step(self, batch):
         """Makes one private update; called by Keras inside a graph."""
-        sampled = isinstance(batch, Batch)
-        if not sampled and ledger.UNCHECKED_SAMPLING not in self.account.conditions:
+        if not isinstance(batch, Batch):
             raise DPMixError(
                 "train_step was given a batch that the plan's sampler did not draw. "
                 "Use fit(PoissonBatches(source, plan))."
             )
-        release = self.step.noisy_mean(as_batch(batch))
+        release = self.step.noisy_mean(batch)
         with tf.control_dependencies([release.update]):  # not before it is charged
             self.optimizer.apply(release.gradients, self.network.trainable_variables)
             self.average.update(release.update)
-        logs = {"updates": release.update + 1, "finite": is_finite(self.network)}
+        logs = {"updates": release.update + 1, "finite": self.step.is_finite()}
         if self.private_metrics:
             clipped, size = release.clipped, tf.maximum(release.size, 1.0)
             logs["private_loss"] = clipped.loss_sum / size

@@ -1,6 +1,7 @@
 """Accuracy of a network on a source of examples."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
@@ -9,6 +10,8 @@ import tensorflow as tf
 
 from dpmix_tf.data import ExampleSource, ordered_batches
 from dpmix_tf.pixels import as_float
+from dpmix_tf.training.dp_model import DPMixModel
+from dpmix_tf.training.encoding import encode_source
 
 
 class Accuracy(NamedTuple):
@@ -31,6 +34,60 @@ def make_predict(network: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     return tf.function(
         lambda images: network(as_float(images), training=False), reduce_retracing=True
     )
+
+
+class Evaluator:
+    """Measures a model's accuracy, encoding each source once if its views are encoded.
+
+    Args:
+      model: the model; it is measured with its current weights.
+      batch_size: examples at a time.
+      cache_dir: see encode_views; not used if the model's views are not encoded.
+      cache_dtype: of the features.
+    """
+
+    def __init__(
+        self,
+        model: DPMixModel,
+        *,
+        batch_size: int,
+        cache_dir: str | Path | None,
+        cache_dtype: str,
+    ):
+        self._model, self._batch_size = model, batch_size
+        self._cache_dir, self._cache_dtype = cache_dir, cache_dtype
+        encoded = model.views.encoded and cache_dir is not None
+        self._predict = make_predict(model.step.rest if encoded else model.network)
+        self._sources: dict[int, tuple[ExampleSource, ExampleSource]] = {}
+
+    def accuracy(
+        self,
+        source: ExampleSource,
+        *,
+        before_batch: Callable[[], None] = lambda: None,
+    ) -> Accuracy:
+        """Measures accuracy on a source; `before_batch` may raise to stop."""
+        return measure_accuracy(
+            self._predict,
+            self._as_encoded(source, before_batch),
+            batch_size=self._batch_size,
+            before_batch=before_batch,
+        )
+
+    def _as_encoded(self, source, before_block) -> ExampleSource:
+        """The source as the trained part of the network takes it."""
+        if not self._model.views.encoded or self._cache_dir is None:
+            return source
+        if id(source) not in self._sources:
+            encoded = encode_source(
+                self._model.network,
+                source,
+                cache_dir=self._cache_dir,
+                dtype=self._cache_dtype,
+                before_block=before_block,
+            )
+            self._sources[id(source)] = source, encoded
+        return self._sources[id(source)][1]
 
 
 def measure_accuracy(

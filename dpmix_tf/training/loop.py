@@ -4,17 +4,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import tensorflow as tf
+
+from dpmix_tf.errors import DivergedError
 
 
 class TrainFunction:
     """Takes the next batch and makes one update from it.
 
     Args:
-      train_step: a batch -> logs, the same on all replicas.
+      train_step: a batch -> logs, the same on all replicas. One of them is "finite",
+        whether the network still computes finite numbers.
       strategy: the strategy under which it runs.
       eagerly: whether to run it without a graph.
+      diverged: makes the error to raise once the network's numbers are not finite.
 
     Attributes:
       input_seconds: time spent waiting for batches.
@@ -26,14 +29,19 @@ class TrainFunction:
         strategy: tf.distribute.Strategy,
         *,
         eagerly: bool,
+        diverged: Callable[[], DivergedError],
     ):
         self._train_step, self._strategy = train_step, strategy
-        self._eagerly = eagerly
+        self._eagerly, self._diverged = eagerly, diverged
         self._traced: dict[Any, Callable] = {}
         self.input_seconds = 0.0
 
     def __call__(self, iterator: Any) -> dict[str, tf.Tensor]:
-        """Makes the update; returns its logs."""
+        """Makes the update; returns its logs but for "finite".
+
+        Raises:
+          DivergedError: the network no longer computes finite numbers.
+        """
         started = time.perf_counter()
         batch = next(iterator)
         self.input_seconds += time.perf_counter() - started
@@ -44,7 +52,10 @@ class TrainFunction:
                 if self._eagerly
                 else tf.function(self._update, input_signature=(spec,), autograph=False)
             )
-        return self._traced[spec](batch)
+        logs = self._traced[spec](batch)
+        if not logs.pop("finite"):
+            raise self._diverged()
+        return logs
 
     def _update(self, batch):
         logs = self._strategy.run(self._train_step, args=(batch,))
@@ -53,19 +64,3 @@ class TrainFunction:
             name: self._strategy.experimental_local_results(value)[0]
             for name, value in logs.items()
         }
-
-
-def is_finite(network: keras.Model) -> tf.Tensor:
-    """Whether a network's weights, and its logits for public noise, are finite.
-
-    Both are post-processing of what is released. The number of finite gradients, in
-    contrast, would be private.
-
-    Returns:
-      bool scalar.
-    """
-    shape = [2, *network.input_shape[1:]]
-    noise = tf.random.stateless_uniform(shape, seed=[0, 0])
-    numbers = [variable.value for variable in network.trainable_variables]
-    numbers.append(network(noise, training=False))
-    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(each)) for each in numbers])

@@ -136,6 +136,28 @@ def check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
             )
 
 
+def leave_gradients_as_they_are(optimizer: keras.optimizers.Optimizer) -> None:
+    """Keeps a Keras optimizer from adding up the replicas' gradients.
+
+    They are already equal, noise included. Adding up gradients before the noise is not
+    an alternative: the optimizer's own clipping, if any, would then precede the noise.
+
+    Args:
+      optimizer: may wrap others, which are changed too.
+
+    Raises:
+      DPMixError: this version of Keras adds up gradients in an unknown way.
+    """
+    for one in _all_of(optimizer):
+        if not hasattr(one, "_all_reduce_sum_gradients"):
+            raise DPMixError(
+                f"Keras {keras.__version__} adds gradients up over replicas in a way "
+                "that dpmix_tf does not know, so the noise would be wrong. Use one "
+                "replica, or a Keras version that requirements.txt allows."
+            )
+        one._all_reduce_sum_gradients = lambda gradients: gradients
+
+
 def _all_of(optimizer: Any, seen: frozenset = frozenset()) -> Iterator[Any]:
     """Yields an optimizer and all those it holds, however deeply nested."""
     yield optimizer

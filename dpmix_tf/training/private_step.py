@@ -1,7 +1,7 @@
 """PrivateStep: from a batch to the noisy mean of its clipped gradients."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -10,15 +10,18 @@ from absl import logging
 
 from dpmix_tf.data import Batch
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.models import count_activations, split_frozen_front
+from dpmix_tf.models import count_activations, dense_layers, split_frozen_front
 from dpmix_tf.privacy import PrivacyPlan, randomness
 from dpmix_tf.privacy.account import Account
 from dpmix_tf.privacy.clipping import (
+    AddRecords,
     ClippedSum,
+    add_vectorised,
     choose_chunk_size,
     clipped_gradient_sum,
 )
-from dpmix_tf.privacy.mechanism import GaussianMechanism, Record
+from dpmix_tf.privacy.dense import add_dense, choose_dense_chunk_size
+from dpmix_tf.privacy.mechanism import GaussianMechanism, Record, in_full_float32
 from dpmix_tf.views import Views
 
 
@@ -65,6 +68,10 @@ class PrivateStep:
         self.network, self.plan, self.views = network, plan, views
         self.account = account
         self.front, self.rest = split_frozen_front(network)
+        self.dense = dense_layers(self.rest) if in_full_float32() else None
+        # Public noise, as the trained part of the network takes it.
+        noise = tf.random.stateless_uniform([2, *network.input_shape[1:]], seed=[0, 0])
+        self._noise = noise if self.front is None else self.front(noise, training=False)
         self.seed = seed
         self.mechanism = GaussianMechanism(plan, seed)
         self.view_stream = randomness.Stream(seed, "views")
@@ -108,8 +115,10 @@ class PrivateStep:
           ids: int64 [n], keys of the examples' views.
           update: int64 scalar, the update whose views to make.
         """
+        if not self.views.encoded:
+            images = tf.ensure_shape(images, [None, *self.network.input_shape[1:]])
         records = self.views.records(
-            tf.ensure_shape(images, [None, *self.network.input_shape[1:]]),
+            images,
             self._soft(labels),
             ids,
             seed=randomness.fold_in(self.view_stream.seed, update),
@@ -120,7 +129,7 @@ class PrivateStep:
             [variable.value for variable in self.network.trainable_variables],
             records.tensors,
             self._with_front(records.make_views),
-            self._mean_loss,
+            self._add_records(),
             chunk_size=self.chunk_size,
             jit_compile=self.jit_compile,
             abandoned=self._abandoned,
@@ -128,7 +137,7 @@ class PrivateStep:
 
     def _with_front(self, make_views: Callable) -> Callable:
         """Wraps `make_views` to return what the trained part of the network takes."""
-        if self.front is None:
+        if self.front is None or self.views.encoded:
             return make_views
 
         def make_features(*records):
@@ -139,18 +148,41 @@ class PrivateStep:
 
         return make_features
 
+    def _add_records(self) -> AddRecords:
+        """What clips and adds a chunk's records, of the kind that suits the network."""
+        variables = self.network.trainable_variables
+        if self.dense is not None:
+            return add_dense(variables, self.dense, _cross_entropy)
+        return add_vectorised(
+            [variable.value for variable in variables],
+            self._mean_loss,
+            self.chunk_size,
+        )
+
     def _mean_loss(self, features, labels):
         """One record's [K,...] and [K,classes] -> mean cross-entropy over its views."""
         logits = tf.cast(self.rest(features, training=True), tf.float32)
-        # TensorFlow's fused cross-entropy is wrong for labels that sum to 0.
-        losses = -tf.reduce_sum(labels * tf.nn.log_softmax(logits), axis=-1)
-        return tf.reduce_mean(losses)
+        return tf.reduce_mean(_cross_entropy(logits, labels))
 
     def _soft(self, labels):
         classes = int(self.network.output_shape[-1])
         if labels.shape.rank == 1:
             return tf.one_hot(labels, classes)
         return tf.cast(tf.ensure_shape(labels, [None, classes]), tf.float32)
+
+    def is_finite(self) -> tf.Tensor:
+        """Whether the network's weights, and its logits for public noise, are finite.
+
+        Both are post-processing of what is released. The number of finite gradients, in
+        contrast, would be private.
+
+        Returns:
+          bool scalar.
+        """
+        numbers = [variable.value for variable in self.network.trainable_variables]
+        numbers.append(self.rest(self._noise, training=False))
+        finite = [tf.reduce_all(tf.math.is_finite(each)) for each in numbers]
+        return tf.reduce_all(finite)
 
     def abandon(self) -> None:
         """Makes the current update fail before it is charged; for another thread."""
@@ -177,6 +209,15 @@ class PrivateStep:
         weights = sum(int(np.prod(v.shape)) for v in self.network.trainable_variables)
         if chunk_size is not None:
             why = "as requested"
+        elif self.dense is not None:
+            inputs = [self.rest.input_shape[1:]]
+            if not self.views.encoded:
+                inputs.append(self.network.input_shape[1:])
+            largest = max(int(np.prod(shape)) for shape in inputs)
+            chunk_size = choose_dense_chunk_size(
+                views, largest, activations, self.plan.expected_batch_size
+            )
+            why = f"K = {views}, a head of dense layers"
         else:
             chunk_size = choose_chunk_size(
                 views_per_example=views,
@@ -191,15 +232,7 @@ class PrivateStep:
         return int(chunk_size)
 
 
-def as_batch(batch: Any) -> Batch:
-    """Returns (images, labels) as a Batch, with positions as ids and no update number.
-
-    Raises:
-      DPMixError: the batch has sample weights.
-    """
-    if isinstance(batch, Batch):
-        return batch
-    images, labels, weights = keras.utils.unpack_x_y_sample_weight(batch)
-    if weights is not None:
-        raise DPMixError("Batches take no sample weights: every example counts once.")
-    return Batch(images, labels, tf.range(tf.shape(images)[0], dtype=tf.int64), None)
+def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """[n,classes], [n,classes] -> [n]."""
+    # TensorFlow's fused cross-entropy is wrong for labels that sum to 0.
+    return -tf.reduce_sum(labels * tf.nn.log_softmax(logits), axis=-1)

@@ -17,11 +17,10 @@ from dpmix_tf.data import ExampleSource, PoissonBatches, inspection, load_datase
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import Ledger, randomness
 from dpmix_tf.privacy.plan import round_up
-from dpmix_tf.privacy.statement import seed_origin
 from dpmix_tf.training import checkpoints, cluster
 from dpmix_tf.training.build import build_model, make_plan, pin_weights
 from dpmix_tf.training.dp_model import DPMixModel
-from dpmix_tf.training.evaluation import Accuracy, make_predict, measure_accuracy
+from dpmix_tf.training.evaluation import Accuracy, Evaluator
 from dpmix_tf.training.optimizers import with_plain_schedule
 from dpmix_tf.training.restore import restore_model
 from dpmix_tf.training.software import versions
@@ -146,8 +145,20 @@ class Trainer:
         return saved
 
     def _build(self) -> DPMixModel:
-        model = build_model(self.config, self.dataset, self.plan, self._seed)
-        self._predict = make_predict(model.network)
+        run = self.config.run
+        cache_dir = run.cache_dir
+        alone = cluster.num_workers(self.strategy) == 1
+        if cache_dir is None and alone and self.workdir is not None:
+            cache_dir = self.workdir.path / "cache"
+        model = build_model(
+            self.config, self.dataset, self.plan, self._seed, cache_dir=cache_dir
+        )
+        self._evaluator = Evaluator(
+            model,
+            batch_size=run.evaluation_batch_size,
+            cache_dir=cache_dir,
+            cache_dtype=run.cache_dtype,
+        )
         return model
 
     def run(self) -> dict[str, Any]:
@@ -289,12 +300,7 @@ class Trainer:
             if self._stopping.received:
                 raise self._stopped()
 
-        return measure_accuracy(
-            self._predict,
-            source,
-            batch_size=self.config.run.evaluation_batch_size,
-            before_batch=stop_if_told,
-        )
+        return self._evaluator.accuracy(source, before_batch=stop_if_told)
 
     def _checkpoint(self) -> None:
         if self.workdir is None:
@@ -310,7 +316,6 @@ class Trainer:
             "ledger": self.model.ledger.to_list(),
             "run": self.model.account.run,
             "seed": f"{self._seed:032x}",
-            "seed_origin": seed_origin(self.model.ledger),
             "plan": self.plan.to_dict(),
             "class_names": self.dataset.class_names,
             "image_shape": self.dataset.image_shape,

@@ -1,6 +1,7 @@
 """Makers of views: one private example in, K views out."""
 
 from dpmix_tf.views.base import Records, Views
+from dpmix_tf.views.encoded import EncodedViews, to_pairs
 from dpmix_tf.views.maker import ViewMaker
 from dpmix_tf.views.naive import NaiveMixup
 from dpmix_tf.views.presets import (
@@ -11,8 +12,12 @@ from dpmix_tf.views.presets import (
     self_aug,
 )
 from dpmix_tf.views.registry import count_views, from_dict, kind_of, make_views
+from dpmix_tf.views.store import FeatureStore, Layout
 
 __all__ = [
+    "EncodedViews",
+    "FeatureStore",
+    "Layout",
     "NaiveMixup",
     "Records",
     "ViewMaker",
@@ -26,4 +31,5 @@ __all__ = [
     "naive_mixup",
     "no_augmentation",
     "self_aug",
+    "to_pairs",
 ]

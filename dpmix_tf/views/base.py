@@ -14,7 +14,7 @@ class Records(NamedTuple):
     Attributes:
       tensors: tensors [records,...], with one row per record.
       make_views: some rows of these -> their views, float32
-        [rows,views_per_record,H,W,C], and labels, float32
+        [rows,views_per_record,H,W,C] (or their features), and labels, float32
         [rows,views_per_record,classes]. The views of a record depend on it alone.
     """
 
@@ -36,11 +36,14 @@ class Views(Protocol):
       views_per_example: K.
       views_per_record: number of views whose mean gradient is clipped as a unit.
       shareable: whether each replica may make the records of its part of the batch.
+      encoded: whether `make_views` gives what the network's frozen front makes of the
+        views, instead of the views; only the batch's ids are then used.
     """
 
     kind: ClassVar[str]
     sensitivity: ClassVar[float]
     shareable: ClassVar[bool]
+    encoded: ClassVar[bool]
 
     @property
     def synthetic(self) -> int: ...  # noqa: D102

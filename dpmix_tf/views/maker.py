@@ -15,6 +15,7 @@ from dpmix_tf.values import hold_plain_values
 from dpmix_tf.views import mixers
 from dpmix_tf.views.augment import AUGMENTATIONS, augmentation
 from dpmix_tf.views.base import Records
+from dpmix_tf.views.distinct import INDEX_DRAWS, distinct
 
 # Uniform numbers a mixed view uses besides those of its mixer: two partners and lambda.
 _PAIR_DRAWS = 2 + mixers.BETA_DRAWS
@@ -48,6 +49,10 @@ class ViewMaker:
       labels_only: blend labels but take the first partner's pixels (as the released
         script does).
       same_class: draw synthetic images of the example's own class only.
+      visits: R, 1 or more: an example has R fixed sets of K views, and each update uses
+        one of them, chosen at random. By default its views are new at every update. A
+        frozen encoder's features of fixed views can be made once, see EncodedViews.
+      seed: of fixed views; public, 0 or more.
     """
 
     base: int = 1
@@ -61,15 +66,18 @@ class ViewMaker:
     only_mixed: bool = False
     labels_only: bool = False
     same_class: bool = False
+    visits: int | None = None
+    seed: int = 0
 
     kind: ClassVar[str] = "ViewMaker"
     sensitivity: ClassVar[float] = 1.0  # clip norms
     shareable: ClassVar[bool] = True
+    encoded: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuses invalid counts and names."""
         hold_plain_values(self)
-        for name in ("mixed", "synthetic", "padding"):
+        for name in ("mixed", "synthetic", "padding", "seed"):
             if getattr(self, name) < 0:
                 raise DPMixError(
                     f"{name} must be 0 or more, received: {getattr(self, name)}."
@@ -84,6 +92,10 @@ class ViewMaker:
             )
         if self.only_mixed and not self.mixed:
             raise DPMixError("only_mixed leaves no views where mixed=0. Raise mixed.")
+        if self.visits is not None and self.visits < 1:
+            raise DPMixError(
+                f"visits must be 1 or more, or None, received: {self.visits}."
+            )
         mixers.parse_mixer(self.mixer)
         check_settings(self.alpha, self.augment)
         if self.synthetic:
@@ -182,9 +194,29 @@ class ViewMaker:
         del expected_batch_size
 
         def make_views(images, labels, ids):
-            return self.several(images, labels, randomness.fold_in_each(seed, ids))
+            seeds = randomness.fold_in_each(seed, ids)
+            if self.visits is not None:
+                seeds = self.fixed_seeds(ids, self.choose_visits(seeds))
+            return self.several(images, labels, seeds)
 
         return Records((images, labels, ids), make_views)
+
+    def choose_visits(self, seeds: tf.Tensor) -> tf.Tensor:
+        """Chooses one of each example's `visits` sets of views, all equally likely.
+
+        Args:
+          seeds: int64 [n,2], secret, of each example at this update.
+
+        Returns:
+          int32 [n] in [0, visits).
+        """
+        draws = randomness.uniform(seeds, 1)[:, 0]
+        return tf.cast(draws * tf.cast(self.visits, tf.float32), tf.int32)
+
+    def fixed_seeds(self, ids: tf.Tensor, visits: tf.Tensor) -> tf.Tensor:
+        """The seeds, int64 [n,2], of fixed views: of (self.seed, example, visit)."""
+        fixed = tf.constant(randomness.derive(self.seed, "fixed views"))
+        return randomness.fold_in_pairs(fixed, ids, visits)
 
     def several(
         self, images: tf.Tensor, labels: tf.Tensor, seeds: tf.Tensor
@@ -273,7 +305,7 @@ class ViewMaker:
         widths = [
             self._partners * augment,
             self.mixed * pair,
-            self.synthetic * _INDEX_DRAWS,
+            self.synthetic * INDEX_DRAWS,
         ]
         augment_draws, pairs, synthetic = tf.split(
             randomness.uniform(seeds, sum(widths)), widths, axis=1
@@ -281,7 +313,7 @@ class ViewMaker:
         return _Numbers(
             augment=augment_draws,
             pairs=tf.reshape(pairs, [-1, self.mixed, pair]),
-            synthetic=tf.reshape(synthetic, [-1, self.synthetic, _INDEX_DRAWS]),
+            synthetic=tf.reshape(synthetic, [-1, self.synthetic, INDEX_DRAWS]),
         )
 
     def _pairs(self, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -359,40 +391,9 @@ class _Numbers(NamedTuple):
     Attributes:
       augment: float32 [n,partners * the augmentation's draws].
       pairs: float32 [n,mixed,_PAIR_DRAWS + the mixer's draws].
-      synthetic: float32 [n,synthetic,_INDEX_DRAWS].
+      synthetic: float32 [n,synthetic,INDEX_DRAWS].
     """
 
     augment: tf.Tensor
     pairs: tf.Tensor
     synthetic: tf.Tensor
-
-
-# One number has 23 random bits, too few to draw evenly from a large pool.
-_INDEX_DRAWS = 2
-
-
-def distinct(size: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    """Draws distinct numbers below `size`; every set is equally likely.
-
-    Floyd's algorithm (Bentley and Floyd 1987): `count` draws, whatever the size.
-
-    Args:
-      size: int32 [n,1] or [1,1], at least `count`.
-      draws: uniform in [0, 1), float32 [n,count,_INDEX_DRAWS].
-
-    Returns:
-      int32 [n,count].
-    """
-    count = draws.shape[1]
-    fine = (
-        tf.cast(draws[..., 0], tf.float64) + tf.cast(draws[..., 1], tf.float64) / 2**23
-    )
-    chosen: list[tf.Tensor] = []
-    for position in range(count):
-        last = size[:, 0] - count + position
-        drawn = tf.cast(fine[:, position] * tf.cast(last + 1, tf.float64), tf.int32)
-        taken = tf.zeros_like(drawn, tf.bool)
-        for other in chosen:
-            taken |= drawn == other
-        chosen.append(tf.where(taken, last, drawn))
-    return tf.stack(chosen, axis=1)

@@ -46,6 +46,7 @@ class NaiveMixup:
     kind: ClassVar[str] = "NaiveMixup"
     sensitivity: ClassVar[float] = 2.0  # clip norms
     shareable: ClassVar[bool] = False  # microbatches reach across replicas
+    encoded: ClassVar[bool] = False
     synthetic: ClassVar[int] = 0
     pool: ClassVar[None] = None
     views_per_example: ClassVar[int] = 1

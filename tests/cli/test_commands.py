@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dpmix_tf.cli.common import _quiet_without_readers
 from tests.conftest import ROOT
 
 DIGITS = ("--config=configs/digits.py",)
@@ -55,6 +57,39 @@ def test_help_says_what_the_command_does_and_takes(name):
     said = run(name, "--help").stdout
     assert f"python bin/{name}.py" in said
     assert "--config:" in said or "--workdir:" in said or "--epsilon:" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "--help"),
+        (
+            "privacy",
+            *("--num_examples=100", "--batch_size=10", "--updates=5"),
+            *("--delta=1e-5", "--noise_multiplier=2", "--accountant=rdp"),
+        ),
+    ],
+    ids=" ".join,
+)
+def test_a_command_ends_quietly_when_nobody_reads_on(command):
+    name, *arguments = command
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, ROOT / "bin" / f"{name}.py", *arguments],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    os.close(writing)
+    assert done.stderr == "" and done.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_connection_that_breaks_is_no_reader_that_left():
+    with pytest.raises(BrokenPipeError, match="a connection"), _quiet_without_readers():
+        raise BrokenPipeError("a connection")
 
 
 @pytest.mark.slow
@@ -281,6 +316,27 @@ def test_a_mistake_is_the_only_line_on_the_screen(keras_json, words, tmp_path):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and words in line
+
+
+@pytest.mark.slow
+def test_a_pool_is_generated_and_the_same_command_makes_what_it_lacks(tmp_path):
+    arguments = (
+        "generate_pool",
+        *DIGITS,
+        f"--config.pool.path={tmp_path}",
+        "--config.pool.generator=glyphs",
+        "--config.pool.images_per_class=1",
+    )
+    done = run(*arguments)
+    assert f"{tmp_path} holds 10 images of 10 classes, 8x8x1." in done.stdout
+    first, *others = tmp_path.glob("*/*.png")
+    before = first.read_bytes()
+    kept = {path: path.stat().st_mtime_ns for path in others}
+    first.unlink()
+    done = run(*arguments)
+    assert "holds 10 images" in done.stdout, done.stderr
+    assert first.read_bytes() == before
+    assert {path: path.stat().st_mtime_ns for path in others} == kept
 
 
 def test_an_address_is_refused_as_a_config():

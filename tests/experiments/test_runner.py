@@ -12,7 +12,9 @@ import time
 import pytest
 
 from dpmix_tf.experiments import Run, Study
+from dpmix_tf.experiments.records import from_json
 from dpmix_tf.experiments.runner import WORKER, _last_words
+from dpmix_tf.privacy.ledger import SHARED_SEED
 from dpmix_tf.training import checkpoints
 from tests.conftest import ROOT
 from tests.experiments import tiny
@@ -70,6 +72,8 @@ def wait_for(condition, seconds=600):
 @pytest.mark.slow
 def test_arms_are_tuned_on_validation_trained_and_recorded(finished):
     folder, done = finished
+    for line in (folder / "results.jsonl").read_text().splitlines():
+        assert from_json(line).to_json() == line
     found = records(folder)
     assert [r["tuning"] for r in found] == [True] * 4 + [False] * 4
     for arm in ("plain", "mixed"):
@@ -144,7 +148,8 @@ def test_the_secret_is_in_no_file_but_its_own(finished):
     seeds = {}
     for path in folder.glob("runs/*/*/*/*/run/checkpoints"):
         _, metadata = checkpoints.load_latest(path)
-        assert metadata["seed_origin"] == "shared"
+        (entry,) = metadata["ledger"]
+        assert SHARED_SEED in entry["conditions"]
         seeds.setdefault(path.parts[-3], set()).add(metadata["seed"])
     assert [len(same) for same in seeds.values()] == [1, 1] and len(seeds) == 2
     hidden = [key, *(seed for same in seeds.values() for seed in same)]
@@ -185,7 +190,7 @@ def test_broken_arms_say_why_and_do_not_stop_the_others(tmp_path):
         assert "Traceback" not in by_arm[arm]["error"]
         assert f"failed: {arm} epsilon=8 seed=1: " in done.stderr
     report = (tmp_path / "report.md").read_text()
-    assert "3 runs of 6" in report
+    assert "3 of 6 planned runs" in report
     assert "| misspelt" not in report and "misspelt, epsilon 8, seed 1: " in report
 
 

@@ -308,6 +308,18 @@ def test_a_layer_in_another_precision_is_named(dtype):
     refused(network, f"culprit.*computes in {dtype.removeprefix('mixed_')}")
 
 
+@pytest.mark.parametrize("policy", ["float16", "mixed_float16", "float64", "bfloat16"])
+def test_a_network_in_another_precision_is_refused(policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        network = net(conv())
+    finally:
+        keras.config.set_dtype_policy(before)
+    with pytest.raises(DPMixError, match="clipped and noised in float32"):
+        DPMixModel(network, plan=plan_for(20), views=views.no_augmentation())
+
+
 def test_a_layer_in_bfloat16_is_allowed():
     validate_network(net(layers.Conv2D(4, 3, dtype="mixed_bfloat16")))
 

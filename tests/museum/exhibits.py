@@ -280,7 +280,7 @@ def each_view_clipped():
     """Each view is clipped, and an example's K clipped views are added up."""
 
     def make(clipped_gradient_sum):
-        def by_view(mechanism, variables, examples, make_views, mean_loss, **settings):
+        def by_view(mechanism, variables, examples, make_views, add, **settings):
             results = []
             for view in range(5):
 
@@ -290,7 +290,7 @@ def each_view_clipped():
 
                 results.append(
                     clipped_gradient_sum(
-                        mechanism, variables, examples, one, mean_loss, **settings
+                        mechanism, variables, examples, one, add, **settings
                     )
                 )
             total = [

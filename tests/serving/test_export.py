@@ -297,8 +297,6 @@ def with_seed(trained, folder, origin):
     """A copy of a run whose seed came from elsewhere."""
     shutil.copytree(trained, folder)
     arrays, metadata = checkpoints.load_latest(folder / "checkpoints")
-    assert metadata["seed_origin"] == "system"
-    metadata["seed_origin"] = origin
     for entry in metadata["ledger"]:
         entry["conditions"].append(f"{origin}_seed")
     checkpoints.save(folder / "checkpoints", arrays, metadata)

@@ -11,10 +11,8 @@ import threading
 import time
 import types
 
-import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from scipy import stats
 
 from dpmix_tf.errors import DPMixError
@@ -71,10 +69,12 @@ def run_replicas(strategy, folder, processes=1):
 
 
 @pytest.fixture(scope="module")
-def one_process():
+def one_process(tmp_path_factory):
     strategy = make_strategy("none")
     noise = replica_run.NOISE
-    return replica_run.train(strategy, 0.0) | replica_run.train(strategy, noise)
+    encoded = replica_run.train_encoded(strategy, tmp_path_factory.mktemp("cache"))
+    weights = replica_run.train(strategy, 0.0) | replica_run.train(strategy, noise)
+    return weights | encoded
 
 
 @pytest.fixture(scope="module")
@@ -179,19 +179,6 @@ def test_a_lost_worker_is_reported_and_one_process_goes_on(tmp_path):
     expected = checkpoints.load_latest(whole / "checkpoints")[0]
     for name, array in checkpoints.load_latest(lost / "checkpoints")[0].items():
         np.testing.assert_allclose(array, expected[name], rtol=1e-3, atol=1e-3)
-
-
-def test_the_optimizer_leaves_replicas_gradients_alone():
-    optimizer = keras.optimizers.SGD(1.0)
-    cluster.leave_gradients_as_they_are(optimizer)
-    gradients = [tf.ones([2])]
-    assert optimizer._all_reduce_sum_gradients(gradients) is gradients
-
-    class Other:
-        """As a later Keras might have it."""
-
-    with pytest.raises(DPMixError, match="adds gradients up over replicas"):
-        cluster.leave_gradients_as_they_are(Other())
 
 
 @pytest.mark.parametrize(

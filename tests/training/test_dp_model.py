@@ -208,7 +208,14 @@ def test_fit_refuses_batches_that_the_plan_did_not_draw(source):
     other = plan_for(len(source), noise=2.0)
     with pytest.raises(DPMixError, match="another plan"):
         model.fit(PoissonBatches(source, other))
-    assert model.updates == 0
+    for parts, words in (
+        ((images, labels, np.ones(10)), "no sample weights"),
+        (images, r"\(images, labels\)"),
+    ):
+        other = tf.data.Dataset.from_tensor_slices(parts).batch(5)
+        with pytest.raises(DPMixError, match=words):
+            model.fit(other, assume_poisson=True)
+    assert model.updates == 0 and "cannot vouch" not in model.statement()
     model.fit(fixed, assume_poisson=True, verbose=0)
     assert model.updates == 2
     assert "cannot vouch" in model.statement()

@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from ml_collections import ConfigDict
 
 from dpmix_tf import views
@@ -14,6 +15,7 @@ from dpmix_tf.training.filtering import KalmanOptimizer, LowPassOptimizer
 from dpmix_tf.training.optimizers import (
     check_compile,
     check_optimizer,
+    leave_gradients_as_they_are,
     make_optimizer,
     with_plain_schedule,
 )
@@ -53,6 +55,22 @@ def sgd(**settings):
 def test_what_changes_updates_is_refused_however_deep_it_lies(optimizer, words, around):
     with pytest.raises(DPMixError, match=words):
         check_optimizer(around(optimizer()))
+
+
+def test_replicas_gradients_are_left_alone_however_deep_the_optimizer_lies():
+    inner, listed = sgd(), sgd()
+    outer = KalmanOptimizer(LowPassOptimizer(inner))
+    outer.others = [listed]
+    leave_gradients_as_they_are(outer)
+    gradients = [tf.ones([2])]
+    for one in (outer, outer.inner, inner, listed):
+        assert one._all_reduce_sum_gradients(gradients) is gradients
+
+    class Other:
+        """As a later Keras might have it."""
+
+    with pytest.raises(DPMixError, match="adds gradients up over replicas"):
+        leave_gradients_as_they_are(Other())
 
 
 def test_what_acts_on_noisy_gradients_is_allowed():

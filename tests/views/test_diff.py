@@ -9,7 +9,7 @@ import tensorflow as tf
 from dpmix_tf import views
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.synthetic import SyntheticPool
-from dpmix_tf.views.maker import distinct
+from dpmix_tf.views.distinct import distinct
 
 CLASSES = 4
 SEED = tf.constant([5, 6], tf.int64)
