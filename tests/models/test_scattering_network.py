@@ -15,6 +15,8 @@ from dpmix_tf.models import (
     validate_network,
 )
 from dpmix_tf.models.measured import clear_constants, leaf_images
+from dpmix_tf.training import default_config
+from dpmix_tf.training.build import pin_weights
 from tests.conftest import plan_for
 
 
@@ -83,6 +85,15 @@ def test_the_digest_says_what_makes_the_constants():
         network(features="patches", seed=2, constants=found)
     with pytest.raises(DPMixError, match="constants are to be"):
         network(features="group_norm", constants=found)
+
+
+def test_a_run_records_the_digest():
+    config = default_config()
+    config.network = {"name": "scattering", "features": "patches", "filters": 8}
+    pinned = pin_weights(config).network
+    assert pinned.constants == constants_digest(features="patches", filters=8)
+    assert "constants" not in config.network
+    assert pin_weights(pin_weights(config)).network.constants == pinned.constants
 
 
 def test_a_new_version_of_the_leaves_makes_another_digest(monkeypatch):
