@@ -35,8 +35,8 @@ class PatchBank(Measured):
       filters: their number.
       size: side of a patch in pixels.
       grid: squares per side.
-      threshold: t. Responses to dead leaves have a standard deviation of about 1: by
-        default, each side passes a quarter of them.
+      threshold: t. Responses to dead leaves have a standard deviation of about 0.9: by
+        default, each side passes a fifth of them.
       seed: of the leaves, and of the choice of patches.
       images: how many leaves; see `measured.leaf_images`.
       **kwargs: of keras.layers.Layer.

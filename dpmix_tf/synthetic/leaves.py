@@ -39,9 +39,11 @@ def dead_leaves(
 ) -> np.ndarray:
     """Renders images of dead leaves: occluding shapes of all sizes, without any data.
 
-    All parameters come from published statistics of natural images and are drawn for
-    each image from wide ranges around them; none was fitted to a data set. "Within a
-    factor of three" means log-uniform from a third of the value to three times it.
+    Sizes, contrast and chroma follow published statistics of natural images, and are
+    drawn for each image from wide ranges around them. Where no statistic is cited
+    (tint, shading, aspect ratios, noise), the ranges are plain choices. No parameter
+    was fitted to a data set. "Within a factor of three" means log-uniform from a third
+    of the value to three times it.
 
     - Sizes: leaves fall uniformly; the density of their radii is proportional to r^-3,
       the only exponent that is invariant to scale (Lee, Mumford and Huang 2001,

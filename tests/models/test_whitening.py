@@ -114,7 +114,7 @@ def test_patches_are_what_numpy_computes(shape):
 
 
 def test_filters_are_whitened_patches_of_leaves():
-    """Responses to leaves have variance 1, and a quarter passes on each side."""
+    """Responses to leaves vary by about 0.9, and a fifth passes on each side."""
     layer = PatchBank(64)
     images = dead_leaves(60, (32, 32, 3), seed=8).astype(np.float32) / 255
     layer.build((None, 32, 32, 3))
@@ -125,10 +125,9 @@ def test_filters_are_whitened_patches_of_leaves():
     patches = patches - patches.mean(axis=1, keepdims=True)
     patches /= np.sqrt((patches**2).mean(axis=1, keepdims=True) + 10 / 255**2)
     responses = patches @ kernel
-    assert 0.8 < responses.std() < 1.2
-    assert (
-        0.1 < np.mean(responses > 0.7) < 0.3 and 0.1 < np.mean(responses < -0.7) < 0.3
-    )
+    assert 0.8 < responses.std() < 1.0
+    for side in (responses, -responses):
+        assert 0.15 < np.mean(side > 0.7) < 0.25
 
 
 @pytest.mark.parametrize(
