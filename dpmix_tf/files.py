@@ -65,12 +65,13 @@ def local_path(value: str | os.PathLike[str], what: str = "The path") -> Path:
     return path.absolute() if again.startswith("~") or is_remote(again) else path
 
 
-def lock_file(path: Path, *, wait: bool) -> TextIO:
+def lock_file(path: Path, *, wait: bool, shared: bool = False) -> TextIO:
     """Opens a file, created if missing, that one process at a time may hold.
 
     Args:
       path: the file; its folder must exist.
       wait: whether to wait while another process holds it.
+      shared: hold it together with others that do so with `shared`.
 
     Returns:
       The open file. Closing it, or the end of the process, releases the lock.
@@ -84,7 +85,8 @@ def lock_file(path: Path, *, wait: bool) -> TextIO:
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(file, how | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         file.close()
         raise

@@ -193,6 +193,12 @@ def test_commands_on_a_page_exist_with_their_flags(block, tmp_path):
         assert not any(word.startswith("--config.seed=") for word in words)
 
 
+def test_every_command_is_on_the_page_of_commands():
+    page = (ROOT / "docs" / "commands.md").read_text()
+    for path in (ROOT / "bin").glob("*.py"):
+        assert f"python bin/{path.name} --" in page, path.name
+
+
 def test_readme_is_short_and_its_speeds_are_the_measured_ones():
     readme = (ROOT / "README.md").read_text()
     assert readme.count("\n") <= 160

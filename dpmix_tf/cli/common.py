@@ -50,6 +50,16 @@ def require(**given) -> None:
             raise DPMixError(f"--{name} is missing. See --help.")
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """Parses --shard=i/n, the i-th of n parts of the work, 1 <= i <= n."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise DPMixError(
+            f"--shard must be i/n with 1 <= i <= n, such as 3/16; received: {text!r}."
+        )
+    return int(part), int(parts)
+
+
 def run(main: Callable[[list[str]], None], module: ModuleType | object) -> None:
     """Runs a command: parses flags; our errors become one message and exit status 2.
 

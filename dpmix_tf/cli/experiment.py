@@ -52,13 +52,7 @@ def _main(argv: list[str]) -> None:
             "--config describes a single run. Expected an experiment, such as "
             "configs/experiments/digits_arms.py."
         )
-    try:
-        first, _, last = _SHARD.value.partition("/")
-        shard = int(first), int(last)
-    except ValueError as error:
-        raise DPMixError(
-            f"--shard must be i/n, such as 1/4; received: {_SHARD.value!r}."
-        ) from error
+    shard = common.parse_shard(_SHARD.value)
     study = Study(_CONFIG.value, arms=_ARMS.value, public_seeds=_PUBLIC_SEEDS.value)
     records = Runner(study, _WORKDIR.value, jobs=_JOBS.value, shard=shard).run()
     failed = [record for record in records if isinstance(record, Failed)]

@@ -60,7 +60,7 @@ def _main(argv: list[str]) -> None:
     if _IMPORT.value:
         fill.import_folder(folder, _IMPORT.value, class_names, image_shape)
     else:
-        part, parts = _parse_shard(_SHARD.value)
+        part, parts = common.parse_shard(_SHARD.value)
         fill.generate(folder, settings, class_names, image_shape, part, parts)
     return _report(folder)
 
@@ -74,15 +74,6 @@ def _report(folder: Path) -> None:
         f"{len(manifest['class_names'])} classes, "
         f"{'x'.join(map(str, manifest['image_shape']))}."
     )
-
-
-def _parse_shard(text: str) -> tuple[int, int]:
-    part, _, parts = text.partition("/")
-    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise DPMixError(
-            f"--shard must be PART/PARTS, such as 3/16; received: {text!r}."
-        )
-    return int(part), int(parts)
 
 
 def main() -> None:

@@ -110,6 +110,24 @@ def pin_weights(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def build_new_network(config: ConfigDict, dataset: Dataset, seed: int) -> keras.Model:
+    """Builds the network that a config describes, with new weights.
+
+    Initial weights come from the secret seed too. Publicly known ones would not harm
+    privacy, but one seed should reproduce the whole run.
+    """
+    initial = randomness.derive(seed, "initial weights")
+    keras.utils.set_random_seed(int(initial[0]) % 2**32)
+    arguments = config.network.to_dict()
+    return build_network(
+        arguments.pop("name"),
+        input_shape=dataset.image_shape,
+        num_classes=len(dataset.class_names),
+        arguments=arguments,
+        dtype_policy=config.dtype_policy,
+    )
+
+
 def build_model(
     config: ConfigDict,
     dataset: Dataset,
@@ -132,18 +150,7 @@ def build_model(
     Raises:
       DPMixError: the network, its views, its pool or its optimizer is refused.
     """
-    # Initial weights come from the secret seed too. Publicly known ones would not harm
-    # privacy, but one seed should reproduce the whole run.
-    initial = randomness.derive(seed, "initial weights")
-    keras.utils.set_random_seed(int(initial[0]) % 2**32)
-    arguments = config.network.to_dict()
-    network = build_network(
-        arguments.pop("name"),
-        input_shape=dataset.image_shape,
-        num_classes=len(dataset.class_names),
-        arguments=arguments,
-        dtype_policy=config.dtype_policy,
-    )
+    network = build_new_network(config, dataset, seed)
     views = make_views(config.views.to_dict(), load_pool(config, dataset))
     if cache_dir is not None and can_encode(views, network):
         views = encode_views(

@@ -1,10 +1,9 @@
 """Makes the features of fixed views once: (network, views, source) -> store."""
 
-import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -17,7 +16,6 @@ from tqdm import tqdm
 from dpmix_tf.data import ExampleSource
 from dpmix_tf.data.sources import fixed_options
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.files import lock_file
 from dpmix_tf.models import count_activations, network_digest, split_frozen_front
 from dpmix_tf.training.software import versions
 from dpmix_tf.views import (
@@ -39,6 +37,10 @@ _VIEWS_AT_A_TIME = 256
 # as float16, encoding in bfloat16, and another machine's order of sums.
 _TOLERANCE = 0.05
 
+# Stores that this process has opened, by folder, and the code that was found to make
+# what they hold: the next run neither reads all their blocks nor tries them again.
+_opened: dict[Path, tuple[FeatureStore, set[Any]]] = {}
+
 
 def can_encode(views: Views, network: keras.Model) -> TypeGuard[ViewMaker]:
     """Whether `encode_views` applies: the views are fixed, and a front is frozen."""
@@ -52,8 +54,9 @@ def encode_source(
     *,
     cache_dir: str | Path,
     dtype: str = "float16",
+    shard: tuple[int, int] = (1, 1),
     before_block: Callable[[], None] = lambda: None,
-) -> ExampleSource:
+) -> "FeatureSource":
     """Returns a source of the same examples as features, for evaluation.
 
     Args:
@@ -61,6 +64,7 @@ def encode_source(
       source: examples to evaluate on.
       cache_dir: see encode_views, as for the other arguments.
       dtype: of the features on disk.
+      shard: see encode_views.
       before_block: may raise to stop.
     """
     plain = ViewMaker(visits=1)
@@ -70,38 +74,44 @@ def encode_source(
         source,
         cache_dir=cache_dir,
         dtype=dtype,
+        shard=shard,
         before_block=before_block,
     )
-    return _FeatureSource(encoded.store, source.class_names)
+    return FeatureSource(encoded.store, source.class_names)
 
 
-class _FeatureSource(ExampleSource):
-    """The first view of each row of a store, as an "image" of features."""
+class FeatureSource(ExampleSource):
+    """The first view of each row of a store, as an "image" of features.
+
+    Attributes:
+      store: the store.
+    """
 
     image_dtype = np.dtype(np.float32)
     image_shape: tuple[int, ...]  # type: ignore[assignment]
 
     def __init__(self, store: FeatureStore, class_names: tuple[str, ...]):
-        self._store, self.class_names = store, class_names
+        self.store, self.class_names = store, class_names
         self.image_shape = store.layout.features
 
     def __len__(self) -> int:
-        return self._store.layout.rows
+        return self.store.layout.rows
 
     def read(self, indices):
+        """See ExampleSource.read."""
         indices = np.asarray(indices, np.int64)
-        features, classes, _ = self._store.read(indices, np.zeros(len(indices), int))
+        features, classes, _ = self.store.read(indices, np.zeros(len(indices), int))
         return features[:, 0].astype(np.float32), classes[:, 0, 0]
 
 
 def encode_views(
     network: keras.Model,
-    maker: ViewMaker,
+    maker: Views,
     source: ExampleSource,
     *,
     cache_dir: str | Path,
     dtype: str = "float16",
-    shard: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (1, 1),
     before_block: Callable[[], None] = lambda: None,
 ) -> EncodedViews:
     """Returns `maker`'s views as features, making those that the cache does not have.
@@ -121,13 +131,13 @@ def encode_views(
       source: the private examples.
       cache_dir: private; one folder may hold the caches of any number of runs.
       dtype: "float16" or "float32", of the features on disk.
-      shard: (i, n): make only every n-th block, beginning with the i-th, for n machines
-        that share the folder. The caller must wait for the others before training.
+      shard: (i, n) with 1 <= i <= n: make only every n-th block, beginning with the
+        i-th, for n processes or machines. The views are complete once all shards are.
       before_block: called before each block; may raise to stop.
 
     Raises:
       DPMixError: the network has no frozen front, `visits` is not set, the disk is too
-        small, or the features do not fit `dtype`.
+        small, the features do not fit `dtype`, or `shard` is out of range.
     """
     front, _ = split_frozen_front(network)
     if front is None:
@@ -135,13 +145,44 @@ def encode_views(
             "Views are encoded by the frozen layers before a network's first trained "
             "one, and this network has none. Set visits=None."
         )
-    if maker.visits is None:
+    if not isinstance(maker, ViewMaker) or maker.visits is None:
         raise DPMixError(
             "Only fixed views can be encoded ahead of training. Set views.visits to "
             "the number of sets of views per example, such as 1."
         )
     if dtype not in DTYPES:
         raise DPMixError(f"cache_dtype must be one of {DTYPES}, received: {dtype!r}.")
+    if not 1 <= shard[0] <= shard[1]:
+        raise DPMixError(f"shard must be (i, n) with 1 <= i <= n, received: {shard}.")
+    store, known = _open(cache_dir, front, maker, source, dtype)
+    mine = range(shard[0] - 1, store.layout.blocks, shard[1])
+    encode = _make_encode(front, maker, store.layout)
+    code = (type(maker), *map(type, front._flatten_layers()))
+    probe = None
+    if code not in known and len(mine):
+        # Before the lock: what layers create, workers create together.
+        probe = encode(*_first_pair(store, mine[0], source))[0].numpy()
+    with store.lock(shard):
+        missing = store.missing(mine)
+        seen = probe is not None and mine[0] not in missing
+        if seen and _is_foreign(store, mine[0], probe):
+            logging.warning(
+                "Features in %s are of other code: made again.", store.folder
+            )
+            store.clear(mine)
+            missing = list(mine)
+        if missing:
+            views = max(1, _NUMBERS_AT_A_TIME // (count_activations(front) or 1))
+            views = min(views, _VIEWS_AT_A_TIME)
+            at_a_time = max(1, views // maker.views_per_example)
+            _fill(store, missing, encode, source, at_a_time, before_block)
+        known.add(code)
+    return EncodedViews(maker=maker, store=store, source=source)
+
+
+def _open(cache_dir, front, maker, source, dtype) -> tuple[FeatureStore, set[Any]]:
+    """The store of these views, and the code that is known to make what it holds."""
+    assert maker.visits is not None
     layout = Layout(
         rows=len(source),
         views=(maker.visits, maker.views_per_example),
@@ -156,39 +197,13 @@ def encode_views(
         "software": {k: v for k, v in versions().items() if k != "git_revision"},
     }
     store = FeatureStore(cache_dir, key, layout)
-    encode = _make_encode(front, maker, layout)
-    # Before the lock: what layers create, workers create together.
-    first = encode(*_first_pair(source))[0].numpy()
-    with _locked(store):
-        missing = store.missing()
-        if _is_foreign(store, missing, first):
-            logging.warning(
-                "Features in %s are of other code: made again.", store.folder
-            )
-            store.clear()
-            missing = store.missing()
-        wanted = [block for block in missing if block % shard[1] == shard[0]]
-        if wanted:
-            views = max(1, _NUMBERS_AT_A_TIME // (count_activations(front) or 1))
-            views = min(views, _VIEWS_AT_A_TIME)
-            at_a_time = max(1, views // layout.views[1])
-            _fill(store, wanted, encode, source, at_a_time, before_block)
-    return EncodedViews(maker=maker, store=store, source=source)
+    return _opened.setdefault(store.folder.absolute(), (store, set()))
 
 
 def _facts(maker: ViewMaker) -> dict[str, Any]:
     """What determines a maker's views; a pool counts by its content."""
     facts = {f.name: getattr(maker, f.name) for f in dataclasses.fields(maker)}
     return facts | {"pool": maker.pool.digest if maker.pool else None}
-
-
-@contextlib.contextmanager
-def _locked(store: FeatureStore) -> Iterator[None]:
-    """Lets one process at a time encode; the others wait, and find what it made."""
-    with lock_file(store.folder / "lock", wait=True):
-        for left in store.folder.glob(".*.tmp"):  # of a process that was killed
-            left.unlink()
-        yield
 
 
 def _make_encode(front: keras.Model, maker: ViewMaker, layout: Layout) -> Callable:
@@ -213,21 +228,20 @@ def _make_encode(front: keras.Model, maker: ViewMaker, layout: Layout) -> Callab
     return encode
 
 
-def _first_pair(source: ExampleSource) -> list[tf.Tensor]:
-    """The first visit of the first example, as `encode` takes it."""
-    ids = np.zeros(1, np.int64)
+def _first_pair(store: FeatureStore, block: int, source: ExampleSource):
+    """A block's first example and visit, as `encode` takes them."""
+    ids = np.array(store.layout.rows_of(block)[:1], np.int64)
     images, labels = source.read(ids)
     return [tf.constant(part) for part in (images, labels, ids, np.zeros(1, np.int32))]
 
 
-def _is_foreign(store: FeatureStore, missing: list[int], first: np.ndarray) -> bool:
-    """Whether the store's first features differ from what this code makes of them.
+def _is_foreign(store: FeatureStore, block: int, first: np.ndarray) -> bool:
+    """Whether a block's first features differ from what this code makes of them.
 
     The key holds versions, and not what a developer changed between two of them.
     """
-    if 0 in missing:
-        return False
-    stored = store.read(np.zeros(1, int), np.zeros(1, int))[0].astype(np.float32)
+    row = np.array(store.layout.rows_of(block)[:1])
+    stored = store.read(row, np.zeros(1, int))[0].astype(np.float32)
     return bool(np.abs(first - stored).max() > _TOLERANCE * np.abs(stored).max())
 
 

@@ -5,24 +5,28 @@ name and renamed. It ends with the SHA-256 of its content and of the store's key
 block of another store is never taken for one of this.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import shutil
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.files import local_path, write_atomic
+from dpmix_tf.files import cannot_write, local_path, lock_file, write_atomic
 
 DTYPES = ("float16", "float32")
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _BLOCK_BYTES = 64 * 2**20  # about; a block holds whole rows
 _KEY = "key.json"
+_LOCK = "lock"
+_NAME = re.compile("[0-9a-f]{16}")  # of a store's folder
 _FIELDS = ("features", "classes", "weights")  # of a row
 
 
@@ -95,15 +99,16 @@ class FeatureStore:
     def __init__(
         self, cache_dir: str | Path, key: Mapping[str, Any], layout: Layout
     ) -> None:
-        known = {"key": dict(key), "layout": dataclasses.asdict(layout)}
-        text = json.dumps(known, sort_keys=True, indent=2)
-        self.layout = layout
-        self._digest = hashlib.sha256(text.encode()).digest()
-        self.folder = (
-            local_path(cache_dir, "The cache folder") / self._digest.hex()[:16]
-        )
+        text, self._digest = _described(key, layout)
+        self.key, self.layout = dict(key), layout
+        cache_dir = local_path(cache_dir, "The cache folder")
+        self.folder = cache_dir / _name(self._digest)
         self._blocks: dict[int, np.ndarray] = {}
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._seen: dict[int, tuple[int, ...] | None] = {}  # files when verified
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
         if not (self.folder / _KEY).exists():
             write_atomic(
                 self.folder / _KEY, lambda file: file.write(text.encode()), private=True
@@ -122,42 +127,98 @@ class FeatureStore:
             sizes: dict[str, Any] = known["layout"]
             for name in ("views", "features"):
                 sizes[name] = tuple(sizes[name])
-            layout = Layout(**sizes)
-            store = cls(folder.parent, known["key"], layout)
+            key, layout = known["key"], Layout(**sizes)
+            name = _name(_described(key, layout)[1])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DPMixError(
                 f"{folder} does not hold encoded views: {error}. Delete it."
             ) from error
-        if store.folder.name != folder.name:
-            shutil.rmtree(store.folder, ignore_errors=True)
+        if name != folder.name:
             raise DPMixError(f"{folder} is named like another cache. Delete it.")
-        return store
+        return cls(folder.parent, key, layout)
+
+    @contextlib.contextmanager
+    def lock(self, shard: tuple[int, int] = (1, 1)) -> Iterator[None]:
+        """Lets one process at a time make blocks; others wait, and find what it made.
+
+        Shards of one store may be made at the same time, and a process that makes the
+        whole store waits for all of them.
+
+        Args:
+          shard: (i, n), see training.encode_views.
+        """
+        with contextlib.ExitStack() as held:
+            held.enter_context(_patient(self.folder / _LOCK, shared=shard[1] > 1))
+            if shard[1] > 1:
+                name = f"{_LOCK}-{shard[0]}-of-{shard[1]}"
+                held.enter_context(_patient(self.folder / name))
+            else:  # nobody else is writing
+                for left in self.folder.glob(".*.tmp"):  # of a process that was killed
+                    left.unlink()
+            yield
 
     def path(self, block: int) -> Path:
         """The file of a block."""
         return self.folder / f"block-{block:06d}.bin"
 
-    def missing(self) -> list[int]:
+    def missing(self, among: Iterable[int] | None = None) -> list[int]:
         """The blocks that are absent or damaged; damaged ones are deleted.
 
-        Reads every block that was not yet verified by this object.
+        Reads every block that this object has not verified before, or whose file has
+        changed since.
+
+        Args:
+          among: blocks to look at; by default all.
         """
-        return [block for block in range(self.layout.blocks) if not self._open(block)]
+        among = range(self.layout.blocks) if among is None else list(among)
+        for block in among:
+            if self._file(block) != self._seen.get(block):
+                self._blocks.pop(block, None)
+        return [block for block in among if not self._open(block)]
+
+    def present(self) -> list[int]:
+        """The blocks that have a file, whole or not."""
+        return [b for b in range(self.layout.blocks) if self.path(b).exists()]
+
+    def damaged(self) -> list[int]:
+        """The blocks that are there with a wrong size or checksum; reads all of them.
+
+        Unlike `missing`, it deletes none.
+        """
+        return [b for b in self.present() if self._content(b) is None]
 
     def _open(self, block: int) -> bool:
         if block in self._blocks:
             return True
-        path, rows = self.path(block), len(self.layout.rows_of(block))
-        if not path.exists():
+        seen = self._file(block)
+        content = self._content(block)
+        if content is None:
+            self.path(block).unlink(missing_ok=True)
             return False
+        self._blocks[block] = content.view(self.layout.row_type)
+        self._seen[block] = seen
+        return True
+
+    def _file(self, block: int) -> tuple[int, ...] | None:
+        """What changes with a block's file; None if there is none."""
+        try:
+            found = self.path(block).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def _content(self, block: int) -> np.ndarray | None:
+        """A block's rows as bytes; None if it is absent or damaged."""
+        path, rows = self.path(block), len(self.layout.rows_of(block))
         size = rows * self.layout.row_type.itemsize
-        if path.stat().st_size == size + _DIGEST_BYTES:
+        try:
+            if path.stat().st_size != size + _DIGEST_BYTES:
+                return None
             content = np.memmap(path, np.uint8, "r")
-            if self._checksum(block, content[:size]) == content[size:].tobytes():
-                self._blocks[block] = content[:size].view(self.layout.row_type)
-                return True
-        path.unlink()
-        return False
+        except FileNotFoundError:
+            return None
+        whole = self._checksum(block, content[:size]) == content[size:].tobytes()
+        return content[:size] if whole else None
 
     def _checksum(self, block: int, content) -> bytes:
         start = hashlib.sha256(self._digest + block.to_bytes(8, "little"))
@@ -231,8 +292,75 @@ class FeatureStore:
                 part[found] = stored[places[found], visits[found]]
         return features, classes, weights
 
-    def clear(self) -> None:
-        """Deletes all blocks."""
-        self._blocks.clear()
-        for block in range(self.layout.blocks):
+    def clear(self, among: Iterable[int] | None = None) -> None:
+        """Deletes blocks; by default all."""
+        for block in range(self.layout.blocks) if among is None else among:
+            self._blocks.pop(block, None)
             self.path(block).unlink(missing_ok=True)
+
+
+def store_folders(cache_dir: str | Path) -> list[Path]:
+    """The folders of all stores in a cache folder, damaged ones too.
+
+    Raises:
+      DPMixError: there is no such folder.
+    """
+    cache_dir = local_path(cache_dir, "The cache folder")
+    if not cache_dir.is_dir():
+        raise DPMixError(f"There is no cache folder {cache_dir}.")
+    return sorted(
+        path
+        for path in cache_dir.iterdir()
+        if _NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+    )
+
+
+def delete_store(folder: str | Path) -> None:
+    """Deletes a store, and nothing else that may be in its folder.
+
+    If interrupted, what is left is still a store, with fewer blocks.
+
+    Raises:
+      DPMixError: a process is making its blocks, or the folder holds other files.
+    """
+    folder = local_path(folder)
+    try:
+        lock = lock_file(folder / _LOCK, wait=False)
+    except BlockingIOError as error:
+        raise DPMixError(
+            f"A process is encoding views in {folder}. Wait for it, or stop it first."
+        ) from error
+    with lock:
+        try:
+            for pattern in ("block-*.bin", ".*.tmp", _KEY, f"{_LOCK}*"):
+                for path in folder.glob(pattern):
+                    path.unlink()
+            folder.rmdir()
+        except OSError as error:
+            raise DPMixError(
+                f"Cannot delete {folder}: {error.strerror}. What is left there was not "
+                "put there by dpmix_tf, or belongs to somebody else."
+            ) from error
+
+
+def _described(key: Mapping[str, Any], layout: Layout) -> tuple[str, bytes]:
+    """A store's description, and the digest that stands for it."""
+    known = {"key": dict(key), "layout": dataclasses.asdict(layout)}
+    text = json.dumps(known, sort_keys=True, indent=2)
+    return text, hashlib.sha256(text.encode()).digest()
+
+
+def _name(digest: bytes) -> str:
+    return digest.hex()[:16]
+
+
+@contextlib.contextmanager
+def _patient(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Holds a lock, and says so if it must wait for it."""
+    try:
+        file = lock_file(path, wait=False, shared=shared)
+    except BlockingIOError:
+        logging.info("Waiting for another process that encodes into %s.", path.parent)
+        file = lock_file(path, wait=True, shared=shared)
+    with file:
+        yield

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import keras
@@ -18,7 +20,7 @@ from dpmix_tf import views
 from dpmix_tf.data import ArraySource, PoissonBatches
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.synthetic import SyntheticPool
-from dpmix_tf.training import DPMixModel, encoding
+from dpmix_tf.training import DPMixModel, ahead, default_config, encoding
 from dpmix_tf.training.encoding import encode_source, encode_views
 from dpmix_tf.views import FeatureStore, Layout
 from dpmix_tf.views import store as stores
@@ -37,6 +39,12 @@ def network_of(seed=0, filters=6, classes=10):
 
 def maker_of(**more):
     return views.dp_mix_self(base=3, mixed=2, padding=1, **{"visits": 2} | more)
+
+
+@pytest.fixture(autouse=True)
+def new_process(monkeypatch):
+    """Each test begins without opened stores."""
+    monkeypatch.setattr(encoding, "_opened", {})
 
 
 @pytest.fixture
@@ -176,7 +184,7 @@ def test_only_what_is_missing_or_damaged_is_made_again(
 
 
 def test_shards_together_make_what_one_machine_makes(source, tmp_path, small_blocks):
-    for index in (1, 0):
+    for index in (2, 1):
         encode_views(
             network_of(), maker_of(), source, cache_dir=tmp_path / "a",
             shard=(index, 2),
@@ -252,6 +260,7 @@ def test_features_of_changed_code_are_made_again(source, tmp_path, monkeypatch):
         return several(self, 255 - images, *arguments)
 
     monkeypatch.setattr(views.ViewMaker, "several", inverted)
+    encoding._opened.clear()  # code changes between processes
     encode_views(network_of(), maker_of(), source, cache_dir=tmp_path)
     assert content(tmp_path).keys() == before.keys()
     assert content(tmp_path) != before
@@ -358,3 +367,79 @@ def test_a_store_is_found_by_its_folder_alone(source, tmp_path):
     (folder / "key.json").write_text("{")
     with pytest.raises(DPMixError, match="does not hold encoded views"):
         FeatureStore.opened(folder)
+
+
+def test_shards_are_made_at_the_same_time_and_the_whole_waits_for_them(tmp_path):
+    layout = Layout(rows=4, views=(1, 2), features=(3,), dtype="float32", classes=5)
+    ends = []
+
+    def whole():
+        with FeatureStore(tmp_path, {}, layout).lock():
+            ends.append("whole")
+
+    with FeatureStore(tmp_path, {}, layout).lock((1, 2)):
+        with FeatureStore(tmp_path, {}, layout).lock((2, 2)):
+            thread = threading.Thread(target=whole)
+            thread.start()
+            with pytest.raises(DPMixError, match="is encoding views"):
+                stores.delete_store(FeatureStore(tmp_path, {}, layout).folder)
+        time.sleep(0.2)
+        ends.append("shards")
+    thread.join()
+    assert ends == ["shards", "whole"]
+
+
+@pytest.mark.parametrize("shard", [(0, 2), (3, 2), (1, 0)])
+def test_a_shard_is_one_of_those_there_are(shard, source, tmp_path):
+    with pytest.raises(DPMixError, match="1 <= i <= n"):
+        encode_views(network_of(), maker_of(), source, cache_dir=tmp_path, shard=shard)
+
+
+def test_a_process_reads_and_tries_a_store_once(source, tmp_path, monkeypatch):
+    asked = []
+    content, foreign = FeatureStore._content, encoding._is_foreign
+
+    def noted(self, block):
+        asked.append(block)
+        return content(self, block)
+
+    monkeypatch.setattr(FeatureStore, "_content", noted)
+    monkeypatch.setattr(
+        encoding, "_is_foreign", lambda *more: asked.append("tried") or foreign(*more)
+    )
+    encode_views(network_of(), maker_of(), source, cache_dir=tmp_path)
+    store = encode_views(network_of(), maker_of(), source, cache_dir=tmp_path).store
+    assert asked == [0, "tried", 0]  # it is absent; then made and read
+    encode_views(network_of(), maker_of(), source, cache_dir=tmp_path)
+    assert asked == [0, "tried", 0]
+    encoding._opened.clear()
+    encode_views(network_of(), maker_of(), source, cache_dir=tmp_path)
+    assert asked == [0, "tried", 0, 0, "tried"]
+    # What others do to its files is seen all the same.
+    whole = store.path(0).read_bytes()
+    store.path(0).write_bytes(whole[:-1])
+    encode_views(network_of(), maker_of(), source, cache_dir=tmp_path)
+    assert store.path(0).read_bytes() == whole
+    shutil.rmtree(store.folder)
+    encode_views(network_of(), maker_of(), source, cache_dir=tmp_path)
+    assert store.path(0).read_bytes() == whole
+
+
+def test_a_renamed_copy_does_not_harm_the_store_it_was_copied_from(source, tmp_path):
+    encoded = encode_views(network_of(), maker_of(), source, cache_dir=tmp_path)
+    copy = shutil.copytree(encoded.store.folder, tmp_path / ("0" * 16))
+    with pytest.raises(DPMixError, match="named like another"):
+        FeatureStore.opened(copy)
+    assert encoded.store.path(0).exists()
+
+
+def test_random_frozen_layers_cannot_be_encoded_ahead(tmp_path, monkeypatch):
+    config = default_config()
+    config.views.visits = 1
+    monkeypatch.setattr(ahead, "build_new_network", lambda c, d, seed: network_of(seed))
+    with pytest.raises(DPMixError, match="by its own secret seed"):
+        ahead.encode_ahead(config, tmp_path)
+    config.seed = 3
+    assert set(ahead.encode_ahead(config, tmp_path)) == {
+        "training", "validation", "test",
+    }  # fmt: skip
