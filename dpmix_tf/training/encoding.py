@@ -158,14 +158,14 @@ def encode_views(
     mine = range(shard[0] - 1, store.layout.blocks, shard[1])
     encode = _make_encode(front, maker, store.layout)
     code = (type(maker), *map(type, front._flatten_layers()))
-    probe = None
+    probe: Any = None
     if code not in known and len(mine):
         # Before the lock: what layers create, workers create together.
         probe = encode(*_first_pair(store, mine[0], source))[0].numpy()
     with store.lock(shard):
         missing = store.missing(mine)
-        seen = probe is not None and mine[0] not in missing
-        if seen and _is_foreign(store, mine[0], probe):
+        there = probe is not None and mine[0] not in missing
+        if there and _is_foreign(store, mine[0], probe):
             logging.warning(
                 "Features in %s are of other code: made again.", store.folder
             )
