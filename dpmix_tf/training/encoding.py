@@ -300,6 +300,11 @@ def _read_ahead(
         ids = rows.start + pairs // visits
         read, which = np.unique(ids, return_inverse=True)
         images, labels = source.read(read)
+        if not 0 <= labels.min() <= labels.max() < layout.classes:
+            raise DPMixError(
+                f"The source has {layout.classes} classes and gave labels from "
+                f"{labels.min()} to {labels.max()}."
+            )
         return images[which], labels[which], ids, (pairs % visits).astype(np.int32)
 
     def to_batch(place):

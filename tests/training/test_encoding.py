@@ -13,6 +13,7 @@ import time
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -423,6 +424,18 @@ def test_a_process_reads_and_tries_a_store_once(source, tmp_path, monkeypatch):
     shutil.rmtree(store.folder)
     encode_views(network_of(), maker_of(), source, cache_dir=tmp_path)
     assert store.path(0).read_bytes() == whole
+
+
+def test_labels_that_are_no_class_are_refused_before_training(source, tmp_path):
+    class Mistaken(ArraySource):
+        def read(self, indices):
+            images, labels = super().read(indices)
+            return images, labels + np.int32(10) * (np.asarray(indices) == 150)
+
+    with pytest.raises(tf.errors.OpError, match="gave labels from 0 to 1"):
+        encode_views(
+            network_of(), maker_of(), Mistaken(*source.arrays()), cache_dir=tmp_path
+        )
 
 
 def test_a_renamed_copy_does_not_harm_the_store_it_was_copied_from(source, tmp_path):
