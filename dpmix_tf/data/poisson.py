@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from dpmix_tf.data.sources import ExampleSource, fixed_options
+from dpmix_tf.data.sources import ExampleSource, check_labels, load_ahead
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import PrivacyPlan, randomness
 
@@ -133,7 +133,7 @@ class PoissonBatches:
           start: called each time an iteration over the dataset begins; returns the
             first update. By default, the attribute `start`.
         """
-        source, classes = self.source, len(self.source.class_names)
+        source = self.source
         image_shape = (0,) if ids_only else source.image_shape
         spec = Batch(
             images=tf.TensorSpec([None, *image_shape], source.image_dtype),
@@ -149,21 +149,8 @@ class PoissonBatches:
                 images = np.empty((len(ids), 0), source.image_dtype)
                 return images, np.zeros(len(ids), np.int32), ids, np.int64(update)
             images, labels = source.read(ids)
-            if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-                raise DPMixError(
-                    f"The source has {classes} classes and gave labels from "
-                    f"{labels.min()} to {labels.max()}."
-                )
+            check_labels(labels, len(source.class_names))
             return images, labels.astype(np.int32), ids, np.int64(update)
-
-        def to_batch(element):
-            parts = tf.numpy_function(load, [element], [part.dtype for part in spec])
-            return Batch(
-                *(
-                    tf.ensure_shape(part, part_spec.shape)
-                    for part, part_spec in zip(parts, spec, strict=True)
-                )
-            )
 
         def elements(_):
             first = tf.numpy_function(
@@ -173,13 +160,8 @@ class PoissonBatches:
                 first * len(replicas), self.plan.updates * len(replicas)
             )
 
-        return (
-            tf.data.Dataset.from_tensors(0)
-            .flat_map(elements)
-            .map(to_batch, num_parallel_calls=2, deterministic=True)
-            .prefetch(2)
-            .with_options(fixed_options())
-        )
+        each = tf.data.Dataset.from_tensors(0).flat_map(elements)
+        return load_ahead(each, load, spec)
 
     def __iter__(self):
         """Iterates over `dataset()`."""

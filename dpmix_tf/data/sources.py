@@ -3,7 +3,7 @@
 import abc
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -315,6 +315,15 @@ def check_class_names(names: Iterable[str]) -> tuple[str, ...]:
     return names
 
 
+def check_labels(labels: np.ndarray, classes: int) -> None:
+    """Raises DPMixError unless all labels that were read are in [0, classes)."""
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise DPMixError(
+            f"The source has {classes} classes and gave labels from "
+            f"{labels.min()} to {labels.max()}."
+        )
+
+
 def ordered_batches(source: ExampleSource, batch_size: int) -> tf.data.Dataset:
     """Reads a source once, in order, for evaluation and prediction.
 
@@ -329,20 +338,36 @@ def ordered_batches(source: ExampleSource, batch_size: int) -> tf.data.Dataset:
     def load(start):
         return source.read(np.arange(start, min(start + batch_size, len(source))))
 
-    def to_batch(start):
-        images, labels = tf.numpy_function(
-            load, [start], [source.image_dtype, np.dtype(np.int32)]
-        )
-        return (
-            tf.ensure_shape(images, [None, *source.image_shape]),
-            tf.ensure_shape(labels, [None]),
-        )
+    specs = (
+        tf.TensorSpec([None, *source.image_shape], source.image_dtype),
+        tf.TensorSpec([None], tf.int32),
+    )
+    return load_ahead(tf.data.Dataset.range(0, len(source), batch_size), load, specs)
+
+
+def load_ahead(elements: tf.data.Dataset, load: Callable, specs: Any) -> Any:
+    """Loads something for each element, in order, while what came before is used.
+
+    Args:
+      elements: scalars, of each of which `load` makes numpy arrays.
+      load: an element -> arrays, in the order of `specs`; may run in several threads.
+      specs: tf.TensorSpec of the arrays, in a tuple or NamedTuple.
+
+    Returns:
+      tf.data.Dataset of tensors, nested like `specs`.
+    """
+    flat = tf.nest.flatten(specs)
+
+    def to_tensors(element):
+        arrays = tf.numpy_function(load, [element], [spec.dtype for spec in flat])
+        pairs = zip(arrays, flat, strict=True)
+        tensors = [tf.ensure_shape(array, spec.shape) for array, spec in pairs]
+        return tf.nest.pack_sequence_as(specs, tensors)
 
     return (
-        tf.data.Dataset.range(0, len(source), batch_size)
-        .map(to_batch, num_parallel_calls=2, deterministic=True)
+        elements.map(to_tensors, num_parallel_calls=2, deterministic=True)
         .prefetch(2)
-        .with_options(fixed_options())
+        .with_options(_fixed_options())
     )
 
 
@@ -353,7 +378,7 @@ def in_order(data: Any, batch_size: int = 500) -> Any:
     )
 
 
-def fixed_options() -> tf.data.Options:
+def _fixed_options() -> tf.data.Options:
     """Returns options without autotuning: there is nothing to tune.
 
     The autotuning thread sleeps for up to a minute at a time, and a process that ends

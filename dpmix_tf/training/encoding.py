@@ -14,7 +14,7 @@ from absl import logging
 from tqdm import tqdm
 
 from dpmix_tf.data import ExampleSource
-from dpmix_tf.data.sources import fixed_options
+from dpmix_tf.data.sources import check_labels, load_ahead
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import count_activations, network_digest, split_frozen_front
 from dpmix_tf.training.software import versions
@@ -300,28 +300,16 @@ def _read_ahead(
         ids = rows.start + pairs // visits
         read, which = np.unique(ids, return_inverse=True)
         images, labels = source.read(read)
-        if not 0 <= labels.min() <= labels.max() < layout.classes:
-            raise DPMixError(
-                f"The source has {layout.classes} classes and gave labels from "
-                f"{labels.min()} to {labels.max()}."
-            )
+        check_labels(labels, layout.classes)
         return images[which], labels[which], ids, (pairs % visits).astype(np.int32)
 
-    def to_batch(place):
-        types = [source.image_dtype, np.int32, np.int64, np.int32]
-        parts = tf.numpy_function(load, [place], types)
-        shapes = [list(source.image_shape), [], [], []]
-        return tuple(
-            tf.ensure_shape(part, [at_a_time, *shape])
-            for part, shape in zip(parts, shapes, strict=True)
-        )
-
-    return (
-        tf.data.Dataset.range(len(starts))
-        .map(to_batch, num_parallel_calls=2, deterministic=True)
-        .prefetch(2)
-        .with_options(fixed_options())
+    specs = (
+        tf.TensorSpec([at_a_time, *source.image_shape], source.image_dtype),
+        tf.TensorSpec([at_a_time], tf.int32),
+        tf.TensorSpec([at_a_time], tf.int64),
+        tf.TensorSpec([at_a_time], tf.int32),
     )
+    return load_ahead(tf.data.Dataset.range(len(starts)), load, specs)
 
 
 def _check_space(store: FeatureStore, blocks: list[int]) -> None:
