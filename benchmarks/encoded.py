@@ -24,6 +24,7 @@ from dpmix_tf import models, views
 from dpmix_tf.data import ArraySource, Batch
 from dpmix_tf.files import write_text_atomic
 from dpmix_tf.privacy import PrivacyPlan
+from dpmix_tf.privacy.clipping import add_vectorised
 from dpmix_tf.training import DPMixModel
 from dpmix_tf.views import EncodedViews, FeatureStore, Layout
 
@@ -87,7 +88,9 @@ def private(network, made, examples, *, dense=True):
     )
     model = DPMixModel(network, plan=plan, views=made)
     if not dense:
-        model.step.dense = None
+        model.step.add_records = add_vectorised(
+            network.trainable_variables, model.step.mean_loss
+        )
         model.step.chunk_size = 32
     model.compile(keras.optimizers.SGD(1e-6))
     images = np.zeros((examples, *network.input_shape[1:]), np.uint8)

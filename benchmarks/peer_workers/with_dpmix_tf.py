@@ -79,13 +79,12 @@ def main(path):
 
     @tf.function
     def clipped_sum():
-        values = [variable.value for variable in variables]
         return clipped_gradient_sum(
             mechanism,
-            values,
+            [variable.value for variable in variables],
             (views, labels),
             lambda views, labels: (views, labels),
-            add_vectorised(values, mean_loss_of(network), chunk_size),
+            add_vectorised(variables, mean_loss_of(network)),
             chunk_size=chunk_size,
         ).total
 

@@ -9,9 +9,10 @@ one gradient an example. A loop inside the graph takes chunk after chunk and kee
 nothing but the sum, so memory depends on the chunk and not on the batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import keras
 import tensorflow as tf
 
 from dpmix_tf.privacy._vectorization import replaced_operations
@@ -87,9 +88,8 @@ AddRecords = Callable[
 
 
 def add_vectorised(
-    variables: list[tf.Variable],
+    variables: Sequence[keras.Variable],
     mean_loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-    chunk_size: int,
 ) -> AddRecords:
     """Returns what clips and adds the records of a chunk, for networks of any layers.
 
@@ -97,20 +97,20 @@ def add_vectorised(
       variables: what to differentiate by; anything else in the network stays frozen.
       mean_loss: one record's (views [K,...], labels [K,classes]) -> mean loss over its
         K views, float32 scalar.
-      chunk_size: records vectorised together.
     """
 
     def gradient_of(inputs):
+        values = [variable.value for variable in variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(variables)
+            tape.watch(values)
             loss = mean_loss(*inputs)
         gradient = tape.gradient(
-            loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
         return loss, [tf.convert_to_tensor(part) for part in gradient]
 
     def add(mechanism, total, counted, views, labels):
-        losses, records = _each(gradient_of, (views, labels), chunk_size)
+        losses, records = _each(gradient_of, (views, labels))
         total, norms = mechanism.add(total, records, counted)
         return total, losses, norms
 
@@ -198,9 +198,9 @@ def clipped_gradient_sum(
     return result
 
 
-def _each(function, inputs, count):
-    """Maps `function` over the first axis of `inputs`, `count` long."""
-    if count == 1:
+def _each(function, inputs):
+    """Maps `function` over the first axis of `inputs`."""
+    if inputs[0].shape[0] == 1:
         result = function(tuple(part[0] for part in inputs))
         return tf.nest.map_structure(lambda part: part[tf.newaxis], result)
     with replaced_operations():

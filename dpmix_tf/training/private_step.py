@@ -68,14 +68,15 @@ class PrivateStep:
         self.network, self.plan, self.views = network, plan, views
         self.account = account
         self.front, self.rest = split_frozen_front(network)
-        self.dense = dense_layers(self.rest) if in_full_float32() else None
+        dense = dense_layers(self.rest) if in_full_float32() else None
+        self.add_records = self._choose_add_records(dense)
         # Public noise, as the trained part of the network takes it.
         noise = tf.random.stateless_uniform([2, *network.input_shape[1:]], seed=[0, 0])
         self._noise = noise if self.front is None else self.front(noise, training=False)
         self.seed = seed
         self.mechanism = GaussianMechanism(plan, seed)
         self.view_stream = randomness.Stream(seed, "views")
-        self.chunk_size = self._checked(chunk_size)
+        self.chunk_size = self._checked(chunk_size, dense=dense is not None)
         self.jit_compile = False
         alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
         # Whether to abandon the current update; another thread may set it.
@@ -129,7 +130,7 @@ class PrivateStep:
             [variable.value for variable in self.network.trainable_variables],
             records.tensors,
             self._with_front(records.make_views),
-            self._add_records(),
+            self.add_records,
             chunk_size=self.chunk_size,
             jit_compile=self.jit_compile,
             abandoned=self._abandoned,
@@ -148,18 +149,14 @@ class PrivateStep:
 
         return make_features
 
-    def _add_records(self) -> AddRecords:
+    def _choose_add_records(self, dense: list[keras.layers.Layer] | None) -> AddRecords:
         """What clips and adds a chunk's records, of the kind that suits the network."""
         variables = self.network.trainable_variables
-        if self.dense is not None:
-            return add_dense(variables, self.dense, _cross_entropy)
-        return add_vectorised(
-            [variable.value for variable in variables],
-            self._mean_loss,
-            self.chunk_size,
-        )
+        if dense is not None:
+            return add_dense(variables, dense, _cross_entropy)
+        return add_vectorised(variables, self.mean_loss)
 
-    def _mean_loss(self, features, labels):
+    def mean_loss(self, features, labels):
         """One record's [K,...] and [K,classes] -> mean cross-entropy over its views."""
         logits = tf.cast(self.rest(features, training=True), tf.float32)
         return tf.reduce_mean(_cross_entropy(logits, labels))
@@ -200,7 +197,7 @@ class PrivateStep:
             )
         return [whole] if whole is not None else []
 
-    def _checked(self, chunk_size: int | None) -> int:
+    def _checked(self, chunk_size: int | None, *, dense: bool) -> int:
         """Returns and logs the requested chunk size, or one that suits the network."""
         if chunk_size is not None and chunk_size < 1:
             raise DPMixError(f"chunk_size must be 1 or more, received: {chunk_size}.")
@@ -209,7 +206,7 @@ class PrivateStep:
         weights = sum(int(np.prod(v.shape)) for v in self.network.trainable_variables)
         if chunk_size is not None:
             why = "as requested"
-        elif self.dense is not None:
+        elif dense:
             inputs = [self.rest.input_shape[1:]]
             if not self.views.encoded:
                 inputs.append(self.network.input_shape[1:])

@@ -46,7 +46,7 @@ def both_ways(network, views, labels, counted=None, **plan):
 
     ways = (
         add_dense(variables, dense_layers(network), losses),
-        add_vectorised([v.value for v in variables], mean_loss, len(views)),
+        add_vectorised(variables, mean_loss),
     )
     for add in ways:
         graph = tf.function(
