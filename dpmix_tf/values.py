@@ -1,4 +1,4 @@
-"""Plain values: of frozen dataclasses, and of nested settings."""
+"""Plain values: of frozen dataclasses, and of nested settings and configurations."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -27,3 +27,12 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def without_names(config: Any) -> Any:
+    """A Keras configuration without names, which Keras counts up in every process."""
+    if isinstance(config, Mapping):
+        return {k: without_names(v) for k, v in config.items() if k != "name"}
+    if isinstance(config, (list, tuple)):
+        return [without_names(each) for each in config]
+    return config

@@ -3,7 +3,6 @@
 import functools
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -11,6 +10,7 @@ import tensorflow as tf
 
 from dpmix_tf.synthetic import dead_leaves
 from dpmix_tf.synthetic.leaves import VERSION as LEAVES_VERSION
+from dpmix_tf.values import without_names
 
 # Raise it whenever the layers measure something else.
 _VERSION = 1
@@ -86,7 +86,7 @@ class Measured(keras.layers.Layer):
         if not created or self._to_be_loaded:
             return
         key = json.dumps(
-            [type(self).__name__, _nameless(self.get_config()), input_shape[1:]]
+            [type(self).__name__, without_names(self.get_config()), input_shape[1:]]
         )
         if key not in _constants:
             with tf.init_scope():
@@ -157,12 +157,3 @@ class Chain(Measured):
             keras.saving.deserialize_keras_object(layer) for layer in config["layers"]
         ]
         return cls(**{**config, "layers": inner})
-
-
-def _nameless(config: Any) -> Any:
-    """A configuration without the names that Keras counts up."""
-    if isinstance(config, dict):
-        return {key: _nameless(v) for key, v in config.items() if key != "name"}
-    if isinstance(config, (list, tuple)):
-        return [_nameless(value) for value in config]
-    return config

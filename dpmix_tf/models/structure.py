@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from dpmix_tf.models.scattering import Scattering
+from dpmix_tf.values import without_names
 
 
 def split_frozen_front(network: keras.Model) -> tuple[keras.Model | None, keras.Model]:
@@ -26,10 +27,10 @@ def split_frozen_front(network: keras.Model) -> tuple[keras.Model | None, keras.
       wavelets, has more than one output, or cannot be found (in a subclass of
       keras.Model).
     """
-    if isinstance(network, keras.Sequential):
-        network = keras.Model(network.inputs[0], network.outputs[0])
-    if not hasattr(network, "_nodes_by_depth"):
+    graph = _as_functional(network)
+    if graph is None:
         return None, network
+    network = graph
     trained: set[int] = set()  # tensors that depend on a trainable weight
     front: set[int] = set()  # tensors that do not
     worthwhile = False
@@ -63,12 +64,11 @@ def dense_layers(network: keras.Model) -> list[keras.layers.Layer] | None:
     Returns:
       The layers; None if the network is anything else, or does not compute in float32.
     """
-    if isinstance(network, keras.Sequential):
-        network = keras.Model(network.inputs[0], network.outputs[0])
-    if not hasattr(network, "_nodes_by_depth") or len(network.outputs) != 1:
+    graph = _as_functional(network)
+    if graph is None or len(graph.outputs) != 1:
         return None
-    chain, last = [], network.inputs
-    for layer, inputs, outputs in _nodes(network):
+    chain, last = [], graph.inputs
+    for layer, inputs, outputs in _nodes(graph):
         if isinstance(layer, keras.layers.InputLayer):
             continue
         dense = type(layer) is keras.layers.Dense
@@ -80,7 +80,14 @@ def dense_layers(network: keras.Model) -> list[keras.layers.Layer] | None:
             return None
         chain.append(layer)
         last = outputs
-    return chain if last[0] is network.outputs[0] else None
+    return chain if last[0] is graph.outputs[0] else None
+
+
+def _as_functional(network: keras.Model) -> keras.Model | None:
+    """The network with a graph of its layers; None if it has none."""
+    if isinstance(network, keras.Sequential):
+        network = keras.Model(network.inputs[0], network.outputs[0])
+    return network if hasattr(network, "_nodes_by_depth") else None
 
 
 def _nodes(network):
@@ -108,28 +115,20 @@ def network_digest(network: keras.Model) -> str:
 def _description(network: keras.Model) -> list[Any]:
     """Layers in order, with what each of them takes."""
     if not hasattr(network, "_nodes_by_depth"):
-        return [_without_names(network.get_config())]
+        return [without_names(network.get_config())]
     numbers: dict[int, int] = {}
     rows: list[Any] = []
     for layer, inputs, outputs in _nodes(network):
         settings = (
             _description(layer)
             if isinstance(layer, keras.Model)
-            else _without_names(layer.get_config())
+            else without_names(layer.get_config())
         )
         taken = [numbers[id(tensor)] for tensor in inputs]
         for tensor in outputs:
             numbers.setdefault(id(tensor), len(numbers))
         rows.append([type(layer).__name__, settings, taken])
     return rows
-
-
-def _without_names(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_names(v) for k, v in value.items() if k != "name"}
-    if isinstance(value, (list, tuple)):
-        return [_without_names(each) for each in value]
-    return value
 
 
 def count_activations(network: keras.Model) -> int | None:
