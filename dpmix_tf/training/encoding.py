@@ -17,7 +17,7 @@ from dpmix_tf.data import ExampleSource
 from dpmix_tf.data.sources import check_labels, load_ahead
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import count_activations, network_digest, split_frozen_front
-from dpmix_tf.training.software import versions
+from dpmix_tf.training.software import package_versions
 from dpmix_tf.views import (
     EncodedViews,
     FeatureStore,
@@ -194,7 +194,7 @@ def _open(cache_dir, front, maker, source, dtype) -> tuple[FeatureStore, set[Any
         "data": source.fingerprint(),
         "encoder": network_digest(front),
         "views": _facts(maker),
-        "software": {k: v for k, v in versions().items() if k != "git_revision"},
+        "software": package_versions(),
     }
     store = FeatureStore(cache_dir, key, layout)
     return _opened.setdefault(store.folder.absolute(), (store, set()))

@@ -16,19 +16,20 @@ _PACKAGES = (
 )
 
 
+def package_versions() -> dict[str, str]:
+    """Returns the versions of what the guarantee rests on, by name, Python's too."""
+    found = {"dpmix_tf": dpmix_tf.__version__, "python": platform.python_version()}
+    return found | {name: metadata.version(name) for name in _PACKAGES}
+
+
 def versions() -> dict[str, str | None]:
-    """Returns the versions of what the guarantee rests on, and our git revision.
+    """Returns `package_versions`, and our git revision.
 
     Returns:
-      Package name -> version, Python's too; and "git_revision": the commit, followed by
-      "-dirty" if files were changed; None if dpmix_tf does not run from a checkout.
+      Also "git_revision": the commit, followed by "-dirty" if files were changed; None
+      if dpmix_tf does not run from a checkout.
     """
-    found: dict[str, str | None] = {
-        "dpmix_tf": dpmix_tf.__version__,
-        "python": platform.python_version(),
-    }
-    found |= {name: metadata.version(name) for name in _PACKAGES}
-    return found | {"git_revision": _git_revision()}
+    return {**package_versions(), "git_revision": _git_revision()}
 
 
 def _git_revision() -> str | None:
