@@ -14,7 +14,12 @@ from dpmix_tf.synthetic.glyphs import glyph
 from dpmix_tf.synthetic.leaves import dead_leaves
 from dpmix_tf.synthetic.pool import MANIFEST, PoolWriter
 
-GENERATORS = ("glyphs", "leaves", "stable_diffusion")
+# Generators that draw one image at a time: (class name, seed, image shape) -> image.
+_DRAWN = {
+    "glyphs": glyph,
+    "leaves": lambda _, seed, image_shape: dead_leaves(1, image_shape, seed=seed)[0],
+}
+GENERATORS = (*_DRAWN, "stable_diffusion")
 
 # Leaves show no class of any data set: their pool has this one.
 _UNLABELLED = ("leaves",)
@@ -62,10 +67,10 @@ def generate(
         for index in range(settings["images_per_class"])
         for class_name in class_names
     ][part - 1 :: parts]
-    if name in ("glyphs", "leaves"):
-        if name == "glyphs":
-            for class_name in class_names:
-                glyph(class_name, 0, image_shape)  # raises for a class it cannot draw
+    if name in _DRAWN:
+        draw = _DRAWN[name]
+        for class_name in class_names:
+            draw(class_name, 0, image_shape)  # raises for a class it cannot draw
         writer = PoolWriter(
             folder,
             class_names=class_names,
@@ -74,10 +79,7 @@ def generate(
         )
         for class_name, seed in tqdm(work, unit="image"):
             if not writer.path(class_name, seed).exists():
-                if name == "glyphs":
-                    image = glyph(class_name, seed, image_shape)
-                else:
-                    (image,) = dead_leaves(1, image_shape, seed=seed)
+                image = draw(class_name, seed, image_shape)
                 writer.add(class_name, seed, image, {"generator": name})
     else:
         # Stable Diffusion takes seconds to import and gigabytes to build.
