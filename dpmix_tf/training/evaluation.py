@@ -55,9 +55,10 @@ class Evaluator:
         cache_dtype: str,
     ):
         self._model, self._batch_size = model, batch_size
-        self._cache_dir, self._cache_dtype = cache_dir, cache_dtype
-        encoded = model.views.encoded and cache_dir is not None
-        self._predict = make_predict(model.step.rest if encoded else model.network)
+        self._cache_dir = cache_dir if model.views.encoded else None
+        self._cache_dtype = cache_dtype
+        whole = self._cache_dir is None
+        self._predict = make_predict(model.network if whole else model.step.rest)
         self._sources: dict[int, tuple[ExampleSource, ExampleSource]] = {}
 
     def accuracy(
@@ -76,7 +77,7 @@ class Evaluator:
 
     def _as_encoded(self, source, before_block) -> ExampleSource:
         """The source as the trained part of the network takes it."""
-        if not self._model.views.encoded or self._cache_dir is None:
+        if self._cache_dir is None:
             return source
         if id(source) not in self._sources:
             encoded = encode_source(
