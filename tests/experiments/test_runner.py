@@ -161,9 +161,9 @@ def test_runs_share_what_is_encoded(tmp_path, monkeypatch):
 def test_a_process_trains_on_unless_a_run_breaks_it(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "WORKER", "tests.experiments.odd_worker")
     monkeypatch.chdir(ROOT)
-    names = ("a", "raises", "b", "dies", "c", "d")
+    names = ("a", "b", "raises", "c", "d", "dies", "e")
     config = default_experiment(tiny.get_config().base, {name: {} for name in names})
-    config.seeds = 2
+    config.seeds = 1
 
     def processes_of(folder, **more):
         found = Runner(Study(config), tmp_path / folder, **more).run()
@@ -176,12 +176,12 @@ def test_a_process_trains_on_unless_a_run_breaks_it(tmp_path, monkeypatch):
             else:
                 assert log.endswith("training\n") and log.count("training") == 1
         done = [record for record in found if not isinstance(record, Failed)]
-        assert len(found) == 12 and len(done) == 8
+        assert len(found) == 7 and len(done) == 5
         return [record.software["process"] for record in done]
 
-    # In order of the seed: a, then b, then c, d, a; then b, then c, d.
-    assert len(set(processes_of("one"))) == 5
-    assert len(set(processes_of("each", runs_per_worker=1))) == 8
+    a, b, c, d, e = processes_of("one")
+    assert a == b and c == d and len({a, c, e}) == 3
+    assert len(set(processes_of("each", runs_per_worker=1))) == 5
 
 
 @pytest.mark.slow
