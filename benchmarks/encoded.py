@@ -5,10 +5,9 @@ r"""How long an update of a head takes on encoded views, against its alternative
 
 For each head: a private update that makes and encodes its views; the same update on
 features from a store, with the clipped sum in closed form, and with a gradient for each
-record; and a plain, non-private Keras step on the same features from the same store
-(the floor). They take turns in one process, and medians are compared. Encoding is slow,
-so that update gets fewer examples, and its time is scaled to as many as the others
-have.
+record; and a plain, non-private Keras step on the same features, read from the same
+store (the floor). They take turns in one process, and medians are compared. Encoding is
+slow, so that update gets fewer examples, and its time is scaled up to the others'.
 """
 
 import json

@@ -36,6 +36,7 @@ _BATCH = flags.DEFINE_integer("batch", 1024, "Expected batch size for reading.")
 _NETWORKS = flags.DEFINE_list(
     "networks", ["convnet", "wide_resnet_16_1"], "Which ones to train while reading."
 )
+_VIEWS = flags.DEFINE_list("views", ["1", "16"], "Numbers of views K to train with.")
 _REPEATS = flags.DEFINE_integer("repeats", 9, "Batches timed.")
 _JSON = flags.DEFINE_string("json", None, "File to write all figures to.")
 
@@ -105,14 +106,14 @@ def sampling():
 def make_sources(folder):
     """(what it is, source) for every way in which examples are kept."""
     random = np.random.default_rng(0)
-    count = _EXAMPLES.value
+    count, files = _EXAMPLES.value, min(IMAGE_FILES, _EXAMPLES.value)
     images = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     labels = np.arange(count) % 10
     yield "in memory", ArraySource(images, labels)
     np.save(folder / "images.npy", images)
     mapped = np.load(folder / "images.npy", mmap_mode="r")
     yield "memory-mapped .npy", ArraySource(mapped, labels)
-    for index in range(IMAGE_FILES):
+    for index in range(files):
         path = folder / "png" / str(labels[index]) / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images[index]).save(path)
@@ -131,7 +132,7 @@ def make_sources(folder):
         ),
         split_datasets={
             "train": tf.data.Dataset.from_tensor_slices(
-                {"image": images[:IMAGE_FILES], "label": labels[:IMAGE_FILES]}
+                {"image": images[:files], "label": labels[:files]}
             )
         },
         disable_shuffling=True,
@@ -163,10 +164,12 @@ def waiting(sources):
     results = []
     for name, source in sources:
         for network in _NETWORKS.value:
-            for count, maker in (
-                (1, views.no_augmentation()),
-                (16, views.self_aug(augment="crop_flip")),
-            ):
+            for count in map(int, _VIEWS.value):
+                maker = (
+                    views.no_augmentation()
+                    if count == 1
+                    else views.self_aug(base=count, augment="crop_flip")
+                )
                 updates, batch = 12, min(128, _BATCH.value)
                 model = DPMixModel(
                     NETWORKS[network](),

@@ -15,7 +15,7 @@ def get_config():
     config = default_config()
     config.data.name = "cifar10"
     config.data.validation_fraction = 0.0
-    config.network.update(name="scattering")
+    config.network.update(name="scattering", features="group_norm")
     config.views.base = 1
     config.views.mixed = 0
     config.views.augment = "none"

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         LowPassOptimizer,
         Trainer,
         default_config,
+        encode_views,
     )
 
 __version__ = "0.1.0"
@@ -57,6 +58,7 @@ _HOME = {
     "SyntheticPool": "synthetic",
     "Trainer": "training",
     "default_config": "training",
+    "encode_views": "training",
 }
 _MODULES = ("auditing", "data", "models", "views")
 
@@ -76,6 +78,7 @@ __all__ = [
     "auditing",
     "data",
     "default_config",
+    "encode_views",
     "models",
     "views",
 ]

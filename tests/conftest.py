@@ -98,7 +98,17 @@ def source(digits):
 @pytest.fixture(scope="session")
 def cifar10_dir():
     """CIFAR-10 prepared by TFDS, where a developer has it beside the project."""
+    return _prepared("cifar10")
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_dir():
+    """Likewise for Fashion-MNIST."""
+    return _prepared("fashion_mnist")
+
+
+def _prepared(name):
     folder = ROOT.parent / "shared" / "tfds"
-    if not (folder / "cifar10").is_dir():
-        pytest.skip("needs CIFAR-10 prepared by TFDS in ../shared/tfds")
+    if not (folder / name).is_dir():
+        pytest.skip(f"needs {name} prepared by TFDS in ../shared/tfds")
     return str(folder)

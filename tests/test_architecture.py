@@ -10,7 +10,7 @@ PACKAGE = ROOT / "dpmix_tf"
 ALLOWED = {
     "privacy": set(),
     "views": {"privacy", "synthetic"},
-    "models": {"privacy"},
+    "models": {"synthetic", "privacy"},
     "synthetic": {"privacy"},
     "data": {"privacy"},
     "training": {"views", "data", "models", "synthetic", "privacy"},

@@ -47,7 +47,8 @@ def test_input_is_measured(tmp_path):
     results = run(
         "input.py",
         tmp_path / "input.json",
-        *("--examples=2000", "--repeats=1", "--batch=8", "--networks=convnet"),
+        *("--examples=200", "--repeats=1", "--batch=8", "--networks=convnet"),
+        "--views=1",
     )
     assert {"sampling", "reading", "waiting"} == results.keys()
     assert all(0 <= one["waited"] < 1 for one in results["waiting"])

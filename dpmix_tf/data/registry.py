@@ -61,6 +61,9 @@ class _Tfds:
 _TFDS = {
     "cifar10": _Tfds(name="cifar10", image_shape=(32, 32, 3)),
     "cifar100": _Tfds(name="cifar100", image_shape=(32, 32, 3)),
+    "mnist": _Tfds(name="mnist", image_shape=(28, 28, 1)),
+    "fashion_mnist": _Tfds(name="fashion_mnist", image_shape=(28, 28, 1)),
+    "svhn_cropped": _Tfds(name="svhn_cropped", image_shape=(32, 32, 3)),
     "eurosat": _Tfds(name="eurosat/rgb", image_shape=(64, 64, 3), test=None),
     "sun397": _Tfds(
         name="sun397/tfds", image_shape=(224, 224, 3), train="train+validation"

@@ -2,6 +2,7 @@
 
 from dpmix_tf.models.convnet import convnet
 from dpmix_tf.models.data_format import require_channels_last
+from dpmix_tf.models.patches import PatchBank
 from dpmix_tf.models.pretrained import (
     pretrained,
     public_file,
@@ -9,7 +10,8 @@ from dpmix_tf.models.pretrained import (
     without_place,
 )
 from dpmix_tf.models.registry import NETWORKS, build_network, network_arguments
-from dpmix_tf.models.scattering import Scattering, scattering_network
+from dpmix_tf.models.scattering import Scattering
+from dpmix_tf.models.scattering_network import constants_digest, scattering_network
 from dpmix_tf.models.structure import (
     count_activations,
     dense_layers,
@@ -19,14 +21,20 @@ from dpmix_tf.models.structure import (
 from dpmix_tf.models.texts import embed_texts
 from dpmix_tf.models.validate import validate_network
 from dpmix_tf.models.vision_transformer import vision_transformer
+from dpmix_tf.models.whitening import MirrorAverage, OpponentColours, Whitening
 from dpmix_tf.models.wide_resnet import wide_resnet
 
 require_channels_last()
 
 __all__ = [
-    "Scattering",
+    "MirrorAverage",
     "NETWORKS",
+    "OpponentColours",
+    "PatchBank",
+    "Scattering",
+    "Whitening",
     "build_network",
+    "constants_digest",
     "convnet",
     "count_activations",
     "dense_layers",

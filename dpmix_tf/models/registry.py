@@ -9,7 +9,7 @@ import keras
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models.convnet import convnet
 from dpmix_tf.models.pretrained import pretrained
-from dpmix_tf.models.scattering import scattering_network
+from dpmix_tf.models.scattering_network import scattering_network
 from dpmix_tf.models.vision_transformer import vision_transformer
 from dpmix_tf.models.wide_resnet import wide_resnet
 

@@ -9,67 +9,88 @@ import tensorflow as tf
 from dpmix_tf.errors import DPMixError
 
 _PERIODS = range(-2, 3)  # periods of the circular extension that filters sum over
-_BORDER = 4  # pixels reflected on each side, as far as an average reaches
 _LARGEST = 96  # pixels per side; the matrices grow with its fourth power
 
 
 @keras.saving.register_keras_serializable(package="dpmix_tf")
 class Scattering(keras.layers.Layer):
-    """Second-order wavelet scattering of images (Bruna and Mallat 2013), J = 2, L = 8.
+    """Second-order wavelet scattering of images (Bruna and Mallat 2013), L = 8.
 
-    Computes averages of an image, of its moduli under 16 Morlet wavelets (2 scales, 8
-    angles), and of the moduli of the first scale under the 8 wavelets of the second:
-    1 + 16 + 64 = 81 channels per input channel, a quarter as high and wide. The filters
-    are constant; parameters and borders are as in Kymatio (Andreux et al. 2020), so
-    that the features are comparable. Differentially private linear classifiers on them
-    are strong where no public data is available (Tramer and Boneh 2021).
+    Computes averages of an image, of its moduli under Morlet wavelets of J scales and 8
+    angles, and of the moduli of each scale under the wavelets of the coarser ones: with
+    J = 2, 1 + 16 + 64 = 81 channels per input channel, with J = 3 217; a 2^J-th as
+    high and wide. The filters are constant; parameters and borders are as in Kymatio
+    (Andreux et al. 2020), so that the features are comparable. Differentially private
+    linear classifiers on them are strong where no public data is available (Tramer and
+    Boneh 2021).
 
-    Input: float [n,H,W,C], H and W multiples of 4 from 8 to 96.
-    Output: float32 [n,H/4,W/4,81*C], with the 81 features of a channel side by side.
+    Input: float [n,H,W,C], H and W multiples of 4 from 2^(J+1) to 96.
+    Output: float32 [n,h,w,F*C], with the F features of a channel side by side. For
+    J = 2, h = H/4 and w = W/4; for J = 3, they are H/8 and W/8, rounded down.
+
+    Args:
+      scales: J, 2 or 3.
+      **kwargs: of keras.layers.Layer.
 
     Raises:
-      DPMixError: the height or width is not supported.
+      DPMixError: the height, the width or the number of scales is not supported.
     """
 
-    SCALES = 2
     ANGLES = 8
-    FEATURES = 1 + SCALES * ANGLES + ANGLES * ANGLES
 
-    def __init__(self, *, dtype="float32", **kwargs):
+    def __init__(self, scales: int = 2, *, dtype="float32", **kwargs):
         # Whatever the global policy: moduli are sums of many squares.
         super().__init__(dtype=dtype, **kwargs)
+        if scales not in (2, 3):
+            raise DPMixError(f"Scattering has 2 or 3 scales; received: {scales}.")
+        self.scales = scales
+
+    @property
+    def features(self) -> int:
+        """Channels of the output per channel of the input."""
+        pairs = self.scales * (self.scales - 1) // 2
+        return 1 + self.scales * self.ANGLES + pairs * self.ANGLES**2
 
     def build(self, input_shape):
         """Creates the filters, as constants."""
-        sides = input_shape[1:3]
-        if any(not side or side % 4 or not 8 <= side <= _LARGEST for side in sides):
+        sides, smallest = input_shape[1:3], 2 ** (self.scales + 1)
+        if any(not s or s % 4 or not smallest <= s <= _LARGEST for s in sides):
             raise DPMixError(
                 "Scattering needs images whose height and width are multiples of 4 "
-                f"from 8 to {_LARGEST}; received: {' x '.join(map(str, sides))}. "
-                "Resize them with data.image_size."
+                f"from {smallest} to {_LARGEST}; received: "
+                f"{' x '.join(map(str, sides))}. Resize them with data.image_size."
             )
-        padded = tuple(side + 2 * _BORDER for side in sides)
-        borders = [_reflection(side) for side in sides]
-        whole = [np.eye(side) for side in padded]
-        fine, coarse = (
-            np.stack([_morlet(padded, scale, turn) for turn in range(self.ANGLES)])
-            for scale in range(self.SCALES)
-        )
-        self._fine = _WaveletModulus(fine, borders, step=1)
-        self._coarse = _WaveletModulus(coarse, borders, step=2)
-        self._coarse_of_fine = _WaveletModulus(coarse, whole, step=2)
-        full, half = ([_averaging(side, step) for side in padded] for step in (1, 2))
+        step = 2**self.scales
+        padded = tuple(((side + step) // step + 1) * step for side in sides)
+        borders = [_reflection(*lengths) for lengths in zip(sides, padded, strict=True)]
+        # First and second order at each scale, from signals at each resolution.
+        self._first, self._second = [], {}
+        for scale in range(self.scales):
+            wavelets = np.stack(
+                [_morlet(padded, scale, turn) for turn in range(self.ANGLES)]
+            )
+            self._first.append(_WaveletModulus(wavelets, borders, step=2**scale))
+            for finer in range(scale):
+                folded = np.stack([_coarser(one, finer) for one in wavelets])
+                whole = [np.eye(side // 2**finer) for side in padded]
+                self._second[finer, scale] = _WaveletModulus(
+                    folded, whole, step=2 ** (scale - finer)
+                )
+        self._averages = [
+            [_averaging(side, self.scales, 2**scale) for side in padded]
+            for scale in range(self.scales)
+        ]
         self._average_images = [
             np.float32(average @ border)
-            for average, border in zip(full, borders, strict=True)
+            for average, border in zip(self._averages[0], borders, strict=True)
         ]
-        self._average_full, self._average_half = full, half
         super().build(input_shape)
 
     def compute_output_shape(self, input_shape):
-        """(n, H/4, W/4, 81*C)."""
+        """(n, h, w, F*C); see the class."""
         batch, height, width, channels = input_shape
-        return (batch, height // 4, width // 4, self.FEATURES * channels)
+        step = 2**self.scales
+        return (batch, height // step, width // step, self.features * channels)
 
     def call(self, images):
         """See the class."""
@@ -78,65 +99,34 @@ class Scattering(keras.layers.Layer):
         # all m channels of all images; then columns.
         x = tf.transpose(images, [1, 0, 3, 2])
         x = tf.reshape(x, [height, -1, width])
-        fine = self._fine(x)
-        coarse = self._coarse(x)
-        second = self._coarse_of_fine(
-            tf.reshape(fine, [fine.shape[0], -1, fine.shape[3]])
-        )
-        features = tf.concat(
-            [
-                _averaged(x, self._average_images, 1),
-                _averaged(fine, self._average_full, self.ANGLES),
-                _averaged(coarse, self._average_half, self.ANGLES),
-                _averaged(second, self._average_half, self.ANGLES**2),
-            ],
-            axis=2,
-        )
-        shape = [height // 4, -1, channels * self.FEATURES, width // 4]
-        return tf.transpose(tf.reshape(features, shape), [1, 0, 3, 2])
+        firsts = [modulus(x) for modulus in self._first]
+        orders = [_averaged(x, self._average_images, 1)]
+        for first, averages in zip(firsts, self._averages, strict=True):
+            orders.append(_averaged(first, averages, self.ANGLES))
+        for finer, first in enumerate(firsts[:-1]):
+            # All wavelets of all coarser scales, for each angle of the finer one.
+            flat = tf.reshape(first, [first.shape[0], -1, first.shape[3]])
+            seconds = [
+                _averaged(
+                    self._second[finer, scale](flat),
+                    self._averages[scale],
+                    self.ANGLES,
+                )
+                for scale in range(finer + 1, self.scales)
+            ]
+            second = tf.concat(seconds, axis=2)
+            per_angle = self.ANGLES * second.shape[2]
+            orders.append(
+                tf.reshape(second, [second.shape[0], -1, per_angle, second.shape[3]])
+            )
+        features = tf.concat(orders, axis=2)
+        rows, columns, count = features.shape[0], features.shape[3], features.shape[2]
+        features = tf.reshape(features, [rows, -1, channels * count, columns])
+        return tf.transpose(features, [1, 0, 3, 2])
 
-
-def scattering_network(
-    *,
-    input_shape: tuple[int, int, int],
-    num_classes: int,
-    hidden: tuple[int, ...] = (),
-    activation: str = "tanh",
-    name: str = "scattering",
-) -> keras.Model:
-    """Builds a classifier on group-normalised scattering features.
-
-    Nothing before the head is trained, so it is computed once per view and outside the
-    tape (Tramer and Boneh 2021: on CIFAR-10 67.0 % at epsilon = 3 with a linear head,
-    69.3 % with a small convolutional one).
-
-    Args:
-      input_shape: (H, W, C), sides multiples of 4 up to 96; values in [0, 1].
-      num_classes: number of logits.
-      hidden: channels of 3x3 convolutions before the linear layer; if empty, the
-        classifier is a logistic regression.
-      activation: a Keras activation's name, for the convolutions.
-      name: the Keras model's name.
-
-    Returns:
-      A functional Keras model, float32 [n,H,W,C] -> logits [n,num_classes].
-    """
-    inputs = keras.Input(input_shape, name="images")
-    # About mean 0 and variance 1, so that brightness does not drown the features it is
-    # grouped with: worth two points of accuracy on CIFAR-10.
-    x = keras.layers.Rescaling(4.0, offset=-2.0)(inputs)
-    x = Scattering()(x)
-    # Nine features per group, without weights: every feature reaches the head at a
-    # scale that noise does not drown.
-    x = keras.layers.GroupNormalization(
-        x.shape[-1] // 9, epsilon=1e-5, center=False, scale=False
-    )(x)
-    for channels in hidden:
-        x = keras.layers.Conv2D(channels, 3, padding="same", activation=activation)(x)
-    logits = keras.layers.Dense(
-        num_classes, kernel_initializer="zeros", dtype="float32", name="logits"
-    )(keras.layers.Flatten()(x))
-    return keras.Model(inputs, logits, name=name)
+    def get_config(self):
+        """The arguments."""
+        return super().get_config() | {"scales": self.scales}
 
 
 class _WaveletModulus:
@@ -149,7 +139,7 @@ class _WaveletModulus:
     Args:
       wavelets: complex [k,P,Q].
       borders: matrices that extend the rows, [P,H], and the columns, [Q,W].
-      step: 1 or 2.
+      step: pixels between the positions that are kept.
     """
 
     def __init__(self, wavelets: np.ndarray, borders: list[np.ndarray], *, step: int):
@@ -208,9 +198,10 @@ def _averaged(x: tf.Tensor, averages: list[np.ndarray], count: int) -> tf.Tensor
     return tf.reshape(x, [rows.shape[0], -1, count, columns.shape[0]])
 
 
-def _reflection(length: int) -> np.ndarray:
-    """Extends a side by its mirror image: [length+2*_BORDER,length]."""
-    return np.eye(length)[np.pad(np.arange(length), _BORDER, mode="reflect")]
+def _reflection(length: int, padded: int) -> np.ndarray:
+    """Extends a side by its mirror image at both ends: [padded,length]."""
+    border = (padded - length) // 2
+    return np.eye(length)[np.pad(np.arange(length), border, mode="reflect")]
 
 
 def _gabor(
@@ -229,34 +220,51 @@ def _gabor(
 
 
 def _morlet(size: tuple[int, int], scale: int, angle: int) -> np.ndarray:
-    """The wavelet of a scale (0, 1) and angle (0 to 7): complex [P,Q], of mean 0."""
-    turn = (Scattering.ANGLES // 2 - 1 - angle) * math.pi / Scattering.ANGLES
-    sigma, slant = 0.8 * 2**scale, 4.0 / Scattering.ANGLES
+    """The wavelet of a scale (from 0) and angle (0 to 7): complex [P,Q], of mean 0."""
+    angles = Scattering.ANGLES
+    turn = (angles // 2 - 1 - angle) * math.pi / angles
+    sigma, slant = 0.8 * 2**scale, 4.0 / angles
     wave = _gabor(size, sigma, turn, 0.75 * math.pi / 2**scale, slant)
     hill = _gabor(size, sigma, turn, 0.0, slant)
     return wave - wave.sum() / hill.sum() * hill
 
 
-def _averaging(length: int, step: int) -> np.ndarray:
-    """Weights of Gaussian averages at every fourth position inside the border.
+def _coarser(wavelet: np.ndarray, halvings: int) -> np.ndarray:
+    """A wavelet on a grid with fewer points: complex [P,Q] -> [P/2^h,Q/2^h]."""
+    spectrum = np.fft.fft2(wavelet)
+    for axis in (0, 1):
+        spectrum = _folded(spectrum, axis, 2**halvings)
+    return np.fft.ifft2(spectrum)
+
+
+def _folded(spectrum: np.ndarray, axis: int, step: int) -> np.ndarray:
+    """Drops the frequencies that a coarser grid cannot distinguish."""
+    if step == 1:
+        return spectrum
+    half = spectrum.shape[axis] // step // 2
+    low, _, high = np.split(spectrum, [half, -half], axis=axis)
+    return np.concatenate([low, high], axis=axis)
+
+
+def _averaging(length: int, scales: int, step: int) -> np.ndarray:
+    """Weights of Gaussian averages at every 2^J-th position inside the border.
 
     Args:
       length: P, the length of the padded image.
-      step: pixels between the positions where the signal is known, 1 or 2.
+      scales: J.
+      step: pixels between the positions where the signal is known.
 
     Returns:
-      float32 [length/4-2,length/step].
+      float32 [length/2^J-2,length/step].
     """
-    sigma = 0.8 * 2 ** (Scattering.SCALES - 1)
+    sigma = 0.8 * 2 ** (scales - 1)
     places = np.arange(length)
     hill = sum(
         np.exp(-((places + period * length) ** 2) / (2 * sigma**2))
         for period in _PERIODS
     )
     spectrum = np.fft.fft(hill).real / (sigma * math.sqrt(2 * math.pi))
-    if step == 2:  # drop the frequencies that the coarser grid cannot distinguish
-        spectrum[length // 4 : length // 4 + length // 2] = 0.0
-        spectrum = spectrum[: length // 2] + spectrum[length // 2 :]
-    weights = np.fft.ifft(spectrum).real
-    wanted = 4 // step * np.arange(1, length // 4 - 1)[:, np.newaxis]
+    weights = np.fft.ifft(_folded(spectrum, 0, step)).real
+    every = 2**scales
+    wanted = every // step * np.arange(1, length // every - 1)[:, np.newaxis]
     return weights[wanted - np.arange(length // step)].astype(np.float32)

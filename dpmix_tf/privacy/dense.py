@@ -32,19 +32,25 @@ _ROUNDING = 2.0**-22
 _CHUNK_NUMBERS = 8_000_000
 
 
-def choose_dense_chunk_size(views: int, features: int, activations: int | None) -> int:
+def choose_dense_chunk_size(
+    views: int, features: int, activations: int | None, expected_batch_size: float
+) -> int:
     """Chooses how many records to process at a time; by shape, never from a clock.
 
     Args:
       views: K.
       features: numbers that the first layer takes for one view.
       activations: numbers that the layers emit for one view.
+      expected_batch_size: the plan's.
 
     Returns:
-      A power of two, such that a chunk has about 8 million numbers.
+      A power of two, such that a chunk has at most 8 million numbers, and a batch has
+      about four chunks or more: the last one is filled up with records that are not
+      counted.
     """
-    each = views * (features + (activations or 0))
-    return 1 << (max(1, _CHUNK_NUMBERS // each).bit_length() - 1)
+    records = _CHUNK_NUMBERS // (views * (features + (activations or 0)))
+    records = max(1, min(records, int(expected_batch_size / 4)))
+    return 1 << (records.bit_length() - 1)
 
 
 def add_dense(

@@ -112,12 +112,13 @@ def _assumptions(spent: dict[PrivacyPlan, int], noted: frozenset[str]) -> str:
 
 
 def _mechanism(plan: PrivacyPlan) -> str:
+    once = "clipped once to" if plan.clipping == "fixed" else "scaled once to at most"
     clipped = (
-        "each example's gradient, the mean over its views, was clipped once to "
-        f"L2 norm {plan.clip_norm:g}"
+        f"each example's gradient, the mean over its views, was {once} L2 norm "
+        f"{plan.clip_norm:g}"
         if plan.sensitivity == 1
         else "the gradient of each microbatch, in which different examples are "
-        f"blended, was clipped once to L2 norm {plan.clip_norm:g}, so that one "
+        f"blended, was {once} L2 norm {plan.clip_norm:g}, so that one "
         f"example moves the sum by up to {plan.sensitivity:g} times that"
     )
     return (

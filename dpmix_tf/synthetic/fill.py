@@ -11,9 +11,13 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path
 from dpmix_tf.images import class_folders, image_files, read_image
 from dpmix_tf.synthetic.glyphs import glyph
+from dpmix_tf.synthetic.leaves import dead_leaves
 from dpmix_tf.synthetic.pool import MANIFEST, PoolWriter
 
-GENERATORS = ("glyphs", "stable_diffusion")
+GENERATORS = ("glyphs", "leaves", "stable_diffusion")
+
+# Leaves show no class of any data set: their pool has this one.
+_UNLABELLED = ("leaves",)
 
 
 def generate(
@@ -31,7 +35,8 @@ def generate(
     Args:
       folder: the pool.
       settings: `config.pool` as a dict, see training/config.py.
-      class_names: the data set's class names.
+      class_names: the data set's class names. "leaves" ignores them: its pool has one
+        class, "leaves", and does for whatever needs no labels.
       image_shape: the data set's (H, W, C).
       part: which part of the work to do, counted from 1.
       parts: number of parts; they may fill one folder, or several to be merged later.
@@ -50,24 +55,30 @@ def generate(
             "pool.images_per_class must be 1 or more, received: "
             f"{settings['images_per_class']}."
         )
+    if name == "leaves":
+        class_names = _UNLABELLED
     work = [
         (class_name, settings["seed"] + index)
         for index in range(settings["images_per_class"])
         for class_name in class_names
     ][part - 1 :: parts]
-    if name == "glyphs":
-        for class_name in class_names:
-            glyph(class_name, 0, image_shape)  # raises for a class it cannot draw
+    if name in ("glyphs", "leaves"):
+        if name == "glyphs":
+            for class_name in class_names:
+                glyph(class_name, 0, image_shape)  # raises for a class it cannot draw
         writer = PoolWriter(
             folder,
             class_names=class_names,
             image_shape=image_shape,
-            generator={"name": "glyphs"},
+            generator={"name": name},
         )
         for class_name, seed in tqdm(work, unit="image"):
             if not writer.path(class_name, seed).exists():
-                image = glyph(class_name, seed, image_shape)
-                writer.add(class_name, seed, image, {"generator": "glyphs"})
+                if name == "glyphs":
+                    image = glyph(class_name, seed, image_shape)
+                else:
+                    (image,) = dead_leaves(1, image_shape, seed=seed)
+                writer.add(class_name, seed, image, {"generator": name})
     else:
         # Stable Diffusion takes seconds to import and gigabytes to build.
         from dpmix_tf.synthetic import stable_diffusion

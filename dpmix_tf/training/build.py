@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from dpmix_tf.data import Dataset, ExampleSource
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.models import build_network, weights_digest
+from dpmix_tf.models import build_network, constants_digest, weights_digest
 from dpmix_tf.privacy import PrivacyPlan, randomness
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training.dp_model import DPMixModel
@@ -89,20 +89,24 @@ def _some(count: int) -> np.ndarray:
 
 
 def pin_weights(config: ConfigDict) -> ConfigDict:
-    """Returns the config with the digest of the public weights it starts from, if any.
+    """Returns the config with the digest of what its network starts from, if any.
 
-    When the run is resumed, evaluated or exported, the weights are then checked to be
+    This is of public weights, or of what makes the constants of features that need no
+    data. When the run is resumed, evaluated or exported, they are then checked to be
     the same.
 
     Raises:
       DPMixError: the weights file does not exist.
     """
-    if config.network.name != "pretrained":
-        return config
     arguments = config.network.to_dict()
-    if arguments.get("sha256") is None:
-        config = config.copy_and_resolve_references()
-        config.network = ConfigDict(arguments | {"sha256": weights_digest(**arguments)})
+    if arguments["name"] == "pretrained" and arguments.get("sha256") is None:
+        pinned = {"sha256": weights_digest(**arguments)}
+    elif arguments["name"] == "scattering" and arguments.get("constants") is None:
+        pinned = {"constants": constants_digest(**arguments)}
+    else:
+        return config
+    config = config.copy_and_resolve_references()
+    config.network = ConfigDict(arguments | pinned)
     return config
 
 

@@ -7,7 +7,7 @@ def default_pool() -> ConfigDict:
     """Returns the settings of a pool of synthetic images; see bin/generate_pool.py."""
     pool = ConfigDict()
     pool.path = config_dict.placeholder(str)
-    pool.generator = "glyphs"  # or stable_diffusion
+    pool.generator = "glyphs"  # or leaves, stable_diffusion
     pool.images_per_class = 100
     pool.seed = 0  # public; images of a class are seeded seed, seed + 1, ...
     # The remaining settings are for stable_diffusion.

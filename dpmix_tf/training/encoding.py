@@ -156,11 +156,16 @@ def encode_views(
         raise DPMixError(f"shard must be (i, n) with 1 <= i <= n, received: {shard}.")
     store, known = _open(cache_dir, front, maker, source, dtype)
     mine = range(shard[0] - 1, store.layout.blocks, shard[1])
+    encode = _make_encode(front, maker, store.layout)
+    code = (type(maker), *map(type, front._flatten_layers()))
+    probe: Any = None
+    if code not in known and len(mine):
+        # Before the lock: what layers create, workers create together.
+        probe = encode(*_first_pair(store, mine[0], source))[0].numpy()
     with store.lock(shard):
-        encode = _make_encode(front, maker, store.layout)
         missing = store.missing(mine)
-        code = (type(maker), *map(type, front._flatten_layers()))
-        if code not in known and _is_foreign(store, mine, missing, encode, source):
+        there = probe is not None and mine[0] not in missing
+        if there and _is_foreign(store, mine[0], probe):
             logging.warning(
                 "Features in %s are of other code: made again.", store.folder
             )
@@ -223,19 +228,21 @@ def _make_encode(front: keras.Model, maker: ViewMaker, layout: Layout) -> Callab
     return encode
 
 
-def _is_foreign(store, blocks, missing, encode, source) -> bool:
-    """Whether the store's first features differ from what this code makes of them.
+def _first_pair(store: FeatureStore, block: int, source: ExampleSource):
+    """A block's first example and visit, as `encode` takes them."""
+    ids = np.array(store.layout.rows_of(block)[:1], np.int64)
+    images, labels = source.read(ids)
+    return [tf.constant(part) for part in (images, labels, ids, np.zeros(1, np.int32))]
+
+
+def _is_foreign(store: FeatureStore, block: int, first: np.ndarray) -> bool:
+    """Whether a block's first features differ from what this code makes of them.
 
     The key holds versions, and not what a developer changed between two of them.
     """
-    found = sorted(set(blocks) - set(missing))
-    if not found:
-        return False
-    ids = np.array([store.layout.rows_of(found[0])[0]])
-    visits = np.zeros(1, np.int32)
-    made, _, _ = encode(*map(tf.constant, (*source.read(ids), ids, visits)))
-    stored = store.read(ids, visits)[0].astype(np.float32)
-    return bool(np.abs(made - stored).max() > _TOLERANCE * np.abs(stored).max())
+    row = np.array(store.layout.rows_of(block)[:1])
+    stored = store.read(row, np.zeros(1, int))[0].astype(np.float32)
+    return bool(np.abs(first - stored).max() > _TOLERANCE * np.abs(stored).max())
 
 
 def _fill(store, blocks, encode, source, at_a_time, before_block) -> None:
@@ -293,6 +300,11 @@ def _read_ahead(
         ids = rows.start + pairs // visits
         read, which = np.unique(ids, return_inverse=True)
         images, labels = source.read(read)
+        if not 0 <= labels.min() <= labels.max() < layout.classes:
+            raise DPMixError(
+                f"The source has {layout.classes} classes and gave labels from "
+                f"{labels.min()} to {labels.max()}."
+            )
         return images[which], labels[which], ids, (pairs % visits).astype(np.int32)
 
     def to_batch(place):

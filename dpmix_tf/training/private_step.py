@@ -214,7 +214,9 @@ class PrivateStep:
             if not self.views.encoded:
                 inputs.append(self.network.input_shape[1:])
             largest = max(int(np.prod(shape)) for shape in inputs)
-            chunk_size = choose_dense_chunk_size(views, largest, activations)
+            chunk_size = choose_dense_chunk_size(
+                views, largest, activations, self.plan.expected_batch_size
+            )
             why = f"K = {views}, a head of dense layers"
         else:
             chunk_size = choose_chunk_size(

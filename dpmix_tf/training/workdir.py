@@ -103,6 +103,8 @@ class WorkDir:
             "delta": plan.delta,
             "noise_multiplier": plan.noise_multiplier,
             "clip_norm": plan.clip_norm,
+            "clipping": plan.clipping,
+            "gamma": plan.gamma,
             "sensitivity": plan.sensitivity,
             "sampling_probability": plan.sampling_probability,
             "num_examples": plan.num_examples,

@@ -10,6 +10,7 @@ pytestmark = pytest.mark.slow
 SETTINGS = [
     "--config=configs/digits.py",
     "--config.network.name=scattering",
+    "--config.network.features=group_norm",
     "--config.views.visits=2",
     "--config.views.base=2",
     "--config.views.mixed=1",

@@ -318,6 +318,27 @@ def test_a_mistake_is_the_only_line_on_the_screen(keras_json, words, tmp_path):
     assert line.startswith("error: ") and words in line
 
 
+@pytest.mark.slow
+def test_a_pool_is_generated_and_the_same_command_makes_what_it_lacks(tmp_path):
+    arguments = (
+        "generate_pool",
+        *DIGITS,
+        f"--config.pool.path={tmp_path}",
+        "--config.pool.generator=glyphs",
+        "--config.pool.images_per_class=1",
+    )
+    done = run(*arguments)
+    assert f"{tmp_path} holds 10 images of 10 classes, 8x8x1." in done.stdout
+    first, *others = tmp_path.glob("*/*.png")
+    before = first.read_bytes()
+    kept = {path: path.stat().st_mtime_ns for path in others}
+    first.unlink()
+    done = run(*arguments)
+    assert "holds 10 images" in done.stdout, done.stderr
+    assert first.read_bytes() == before
+    assert {path: path.stat().st_mtime_ns for path in others} == kept
+
+
 def test_an_address_is_refused_as_a_config():
     done = run("train", "--config=https://host/x.py", "--workdir=x")
     assert done.returncode == 2 and "remote address" in done.stderr

@@ -7,6 +7,7 @@ from PIL import Image
 from dpmix_tf.data import (
     ArraySource,
     ImageFolderSource,
+    describe_dataset,
     load_dataset,
     ordered_batches,
     registry,
@@ -67,6 +68,35 @@ def test_reading_is_by_index_in_the_order_asked_for():
     part = source.subset([3, 1])
     assert len(part) == 2 and part.class_names == source.class_names
     np.testing.assert_array_equal(part.read(np.array([1]))[0], images()[[1]])
+
+
+def test_real_fashion_mnist_loads(fashion_mnist_dir):
+    loaded = load_dataset("fashion_mnist", data_dir=fashion_mnist_dir, download=False)
+    sizes = [len(part) for part in (loaded.train, loaded.validation, loaded.test)]
+    assert sizes == [54_000, 6_000, 10_000]
+    assert loaded.class_names[9] == "Ankle boot"
+    assert loaded.image_shape == (28, 28, 1)
+    images, labels = loaded.test.read(np.arange(0, 10_000, 10))
+    assert images.shape == (1000, 28, 28, 1) and images.dtype == np.uint8
+    assert images.min() == 0 and images.max() == 255
+    assert set(labels) == set(range(10))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("mnist", (28, 28, 1)),
+        ("fashion_mnist", (28, 28, 1)),
+        ("svhn_cropped", (32, 32, 3)),
+        ("cifar10", (32, 32, 3)),
+    ],
+)
+def test_named_data_sets_are_tfdss_own(name, shape, tmp_path):
+    """What the registry says of a data set is what TFDS says of it."""
+    builder = tfds.builder(registry._TFDS[name].name, data_dir=str(tmp_path))
+    classes, found = describe_dataset(name, data_dir=str(tmp_path))
+    assert builder.info.features["image"].shape == found == shape
+    assert list(classes) == builder.info.features["label"].names and len(classes) == 10
 
 
 def test_a_memory_mapped_array_is_a_source(tmp_path):

@@ -135,7 +135,9 @@ def test_an_unknown_order_is_refused_and_other_activations_are_taken():
 
 @pytest.mark.parametrize("hidden", [(), (8,)])
 def test_a_scattering_network_trains_its_head_alone(hidden):
-    network = scattering_network(input_shape=(16, 16, 3), num_classes=4, hidden=hidden)
+    network = scattering_network(
+        input_shape=(16, 16, 3), num_classes=4, hidden=hidden, features="group_norm"
+    )
     validate_network(network)
     front, rest = split_frozen_front(network)
     assert not front.variables and len(rest.variables) == len(network.variables)

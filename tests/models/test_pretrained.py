@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from keras.src.applications import convnext
 from keras_cv.models.feature_extractor import CLIPImageEncoder, CLIPTextEncoder
 
 from dpmix_tf import views
@@ -36,14 +37,23 @@ TEXT_SIZES = {
     "embed_dim": 24,
     "context_length": 77,
 }
+
+
+def small_convnext(**settings):
+    return convnext.ConvNeXt(
+        depths=(1, 1, 1, 3),
+        projection_dims=(8, 12, 16, 24),
+        name="convnext_small",
+        **settings,
+    )
+
+
 # The real classes, with less in them.
 SMALL = {
     "clip_vit_b16": encoders.Encoder(
         48, encoders._clip(CLIP_SIZES, "clip-vit-base-patch16")
     ),
-    "convnext_base": encoders.Encoder(
-        32, encoders._convnext(keras.applications.ConvNeXtTiny)
-    ),
+    "convnext_base": encoders.Encoder(32, encoders._convnext(small_convnext)),
 }
 
 
@@ -198,9 +208,7 @@ def test_clips_weights_come_from_a_file(both, tmp_path):
 
 
 def test_convnexts_weights_come_from_a_file(tmp_path):
-    made = keras.applications.ConvNeXtTiny(
-        include_top=False, weights=None, pooling="avg", input_shape=(32, 32, 3)
-    )
+    made = small_convnext(include_top=False, pooling="avg", input_shape=(32, 32, 3))
     path = str(tmp_path / "convnext.weights.h5")
     made.save_weights(path)
     network = build("convnext_base", weights=path)

@@ -18,6 +18,7 @@ from dpmix_tf.experiments import (
     secret,
     worker,
 )
+from dpmix_tf.experiments.records import Finished
 from dpmix_tf.experiments.secret import Secret
 from dpmix_tf.privacy import PrivacyPlan
 from dpmix_tf.privacy.mechanism import GaussianMechanism
@@ -78,7 +79,7 @@ def guessed():
     ):
         root = Path(folder) / "x"
         (record,) = Runner(_study(), root).run()
-        assert record["status"] == "done", record
+        assert isinstance(record, Finished), record
         (workdir,) = root.glob("runs/*/*/*/run")
         network, metadata = restore_network(workdir, weights="raw")
         guesses = set(_guesses(root))

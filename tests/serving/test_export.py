@@ -485,7 +485,7 @@ TRANSFORMER = {"name": "vision_transformer", "depth": 1, "width": 24, "heads": 3
     [
         {"name": "convnet", "widths": (8,), "groups": 4},
         WIDE | {"weight_standardization": True},
-        {"name": "scattering", "hidden": (8,)},
+        {"name": "scattering", "hidden": (8,), "filters": 8},
         TRANSFORMER,
         {"name": "pretrained", "encoder": "own.keras"},
     ],

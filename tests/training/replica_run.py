@@ -4,6 +4,7 @@ python -m tests.training.replica_run none|mirrored|multi_worker weights.npz
 """
 
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,7 +12,7 @@ import tensorflow as tf
 
 from dpmix_tf import views
 from dpmix_tf.data import ArraySource, PoissonBatches
-from dpmix_tf.training import DPMixModel, cluster
+from dpmix_tf.training import DPMixModel, cluster, encode_views
 from tests.conftest import plan_for, tiny_network
 
 UPDATES = 5
@@ -55,6 +56,25 @@ def train(strategy, noise):
     return weights | {f"{noise} last {i}": v.numpy() for i, v in enumerate(last)}
 
 
+def train_encoded(strategy, cache_dir):
+    """Weights of a head on a frozen layer, whose views all processes have encoded."""
+    other = 0 if cluster.is_chief(strategy) else 1
+    drawn = batches(NOISE, seed=4 + other)
+    with strategy.scope():
+        keras.utils.set_random_seed(other)
+        inputs = keras.Input((8, 8, 1))
+        frozen = keras.layers.Conv2D(4, 3, strides=2, trainable=False)
+        values = keras.layers.Flatten()(frozen(inputs))
+        network = keras.Model(inputs, keras.layers.Dense(10)(values))
+        maker = views.dp_mix_self(base=2, mixed=1, padding=1, visits=2)
+        encoded = encode_views(network, maker, drawn.source, cache_dir=cache_dir)
+        model = DPMixModel(network, plan=plan(NOISE), views=encoded, seed=3 + other)
+        model.compile(keras.optimizers.SGD(LEARNING_RATE))
+    model.fit(drawn, verbose=0)
+    variables = model.network.trainable_variables
+    return {f"encoded {i}": v.numpy() for i, v in enumerate(variables)}
+
+
 if __name__ == "__main__":
     name, path = sys.argv[1:]
     if name == "mirrored":
@@ -65,4 +85,5 @@ if __name__ == "__main__":
         assert strategy.num_replicas_in_sync == 2
     else:
         strategy = cluster.make_strategy(name)
-    np.savez(path, **train(strategy, 0.0), **train(strategy, NOISE))
+    encoded = train_encoded(strategy, Path(path).parent / "cache")
+    np.savez(path, **train(strategy, 0.0), **train(strategy, NOISE), **encoded)

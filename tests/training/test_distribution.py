@@ -69,10 +69,12 @@ def run_replicas(strategy, folder, processes=1):
 
 
 @pytest.fixture(scope="module")
-def one_process():
+def one_process(tmp_path_factory):
     strategy = make_strategy("none")
     noise = replica_run.NOISE
-    return replica_run.train(strategy, 0.0) | replica_run.train(strategy, noise)
+    encoded = replica_run.train_encoded(strategy, tmp_path_factory.mktemp("cache"))
+    weights = replica_run.train(strategy, 0.0) | replica_run.train(strategy, noise)
+    return weights | encoded
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from dpmix_tf.errors import DivergedError, DPMixError
 from dpmix_tf.privacy import PrivacyPlan
 from dpmix_tf.privacy.ledger import SHARED_SEED
 from dpmix_tf.training import Trainer, checkpoints, default_config, restore_network
-from tests.conftest import train_command
+from tests.conftest import spending, train_command
 
 
 def small_config(**privacy):
@@ -417,7 +417,7 @@ def test_killed_at_random_moments_it_ends_with_the_very_same_weights(tmp_path):
             time.sleep(random.uniform(0, 0.5))
             process.kill()
     subprocess.run(command(killed), check=True, capture_output=True)
-    assert read(killed, "privacy.json") == read(whole, "privacy.json")
+    assert spending(killed) == spending(whole)
     assert events(killed) == events(whole)
     for name, array in last_arrays(whole).items():
         np.testing.assert_array_equal(array, last_arrays(killed)[name], name)

@@ -44,6 +44,7 @@ MAKERS = {
         )
         for mixer in ("mixup", "cutmix", "resizemix", "fmix", "maskmix")
     },
+    "fixed visits": views.dp_mix_self(base=2, mixed=2, padding=1, visits=3, seed=5),
     "naive_mixup, 2": views.naive_mixup(microbatch=2),
     "naive_mixup, 4": views.naive_mixup(microbatch=4, augment="crop", padding=1),
 }
@@ -73,19 +74,30 @@ def test_one_example_moves_the_sum_by_what_is_declared(name):
     assert largest >= 0.95 * make_views.sensitivity * CLIP
 
 
-def records(make_views, ids, batch, seed=1):
-    """Views and labels of all microbatches of examples that are their own number."""
+def maker_of_records(make_views, ids, batch):
+    """Seed -> views and labels of all microbatches, of examples that are their ids."""
     ids = np.asarray(ids, np.int64)
     images = (ids[:, None, None, None] * np.ones((1, 2, 2, 1))).astype(np.float32)
     labels = tf.one_hot(np.arange(len(ids)) % 3, 3)
-    parts, viewed = make_views.records(
-        tf.constant(images),
-        labels,
-        tf.constant(ids),
-        seed=randomness.derive(seed, "views"),
-        expected_batch_size=batch,
-    )
-    return [part.numpy() for part in viewed(*parts)]
+
+    @tf.function  # eagerly, drawing example by example takes seconds
+    def make(seed):
+        parts, viewed = make_views.records(
+            tf.constant(images),
+            labels,
+            tf.constant(ids),
+            seed=seed,
+            expected_batch_size=batch,
+        )
+        return viewed(*parts)
+
+    return lambda seed: [
+        part.numpy() for part in make(tf.constant(randomness.derive(seed, "views")))
+    ]
+
+
+def records(make_views, ids, batch):
+    return maker_of_records(make_views, ids, batch)(seed=1)
 
 
 def members(made, ids):
@@ -113,10 +125,10 @@ def test_microbatches_are_disjoint_and_one_example_changes_one():
 
 def test_examples_join_microbatches_evenly_and_partners_differ():
     make_views = views.naive_mixup(microbatch=2, alpha=8.0)
-    ids = np.arange(1, 401)
+    make = maker_of_records(make_views, np.arange(1, 401), batch=400)
     empty = []
     for seed in range(20):
-        made, labels = records(make_views, ids, batch=400, seed=seed)
+        made, labels = make(seed)
         assert made.shape[0] == 200
         empty.append(np.mean(labels.sum((1, 2)) == 0))
     # Of 400 balls in 200 urns, a share of e^-2 stays empty.
