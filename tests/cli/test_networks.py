@@ -42,7 +42,8 @@ def test_another_networks_name_brings_its_own_arguments(flags, capsys):
 def test_an_experiments_base_is_switched_too():
     config = ConfigDict({"base": from_file()})
     switch_network(config, ["--config.base.network.name=scattering"])
-    assert set(config.base.network) == {"name", "hidden", "activation"}
+    assert {"name", "hidden", "features"} <= set(config.base.network)
+    assert "widths" not in config.base.network
 
 
 def test_arguments_without_a_default_can_be_set():

@@ -211,7 +211,7 @@ def test_the_validation_split_does_not_touch_the_test_set(digits):
 
 def test_unknown_names_and_fractions_are_refused():
     with pytest.raises(DPMixError, match="digits, cifar10"):
-        load_dataset("mnist")
+        load_dataset("imagenet")
     with pytest.raises(DPMixError, match="validation_fraction"):
         load_dataset("digits", validation_fraction=1.0)
 

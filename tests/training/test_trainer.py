@@ -324,7 +324,7 @@ def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
         ({"optimizer.name": "Sgdd"}, "cannot make an optimizer"),
         ({"network.name": "vgg"}, "network must be one of"),
         ({"views.augment": "blur"}, "augment must be one of"),
-        ({"data.name": "mnist"}, "data.name must be one of"),
+        ({"data.name": "imagenet"}, "data.name must be one of"),
         ({"run.checkpoint_every": 0}, "run.checkpoint_every"),
     ],
 )
