@@ -22,6 +22,7 @@ from dpmix_tf.experiments.study import Study, exact
 from dpmix_tf.experiments.tables import (
     accuracy_table,
     arms_table,
+    clipped_table,
     cost_table,
     in_words,
     published_table,
@@ -77,6 +78,7 @@ class _Report:
             *self._ablations(),
             *self._curves(),
             *self._cost(),
+            *self._clipping(),
             *self._classes(),
             *self._views(),
             *self._tuning(),
@@ -96,12 +98,18 @@ class _Report:
             "same in every arm. "
             f"{config['data']['name']}, {plan.num_examples} training examples; "
             f"network {in_words(config['network'])}; {plan.updates} updates, "
-            f"expected batch size {plan.expected_batch_size}, clip norm "
-            f"{plan.clip_norm:g}. Test accuracy is measured after the last "
+            f"expected batch size {plan.expected_batch_size}, {self._how_clipped()}. "
+            "Test accuracy is measured after the last "
             "update, with its weights or with the averaged weights (EMA); it is never "
             "the best value seen during training."
         )
         return [Text(text), Text(self._what_seeds_are()), arms_table(self.results)]
+
+    def _how_clipped(self) -> str:
+        plans = [each.plan for each in self.results.runs]
+        norms = ", ".join(f"{norm:g}" for norm in sorted({p.clip_norm for p in plans}))
+        automatic = all(plan.clipping == "automatic" for plan in plans)
+        return ("automatic clipping, " if automatic else "") + f"clip norm {norms}"
 
     def _what_seeds_are(self) -> str:
         if self.study.public_seeds:
@@ -240,6 +248,23 @@ class _Report:
                 "runs shared. Noise is its standard deviation, in clip norms, divided "
                 "by the expected number of clipped terms in a batch: the noise that "
                 "each term competes with."
+            ),
+            table,
+        ]
+
+    def _clipping(self) -> Document:
+        table = clipped_table(self.results)
+        if table is None:
+            return []
+        return [
+            Heading("Clipping"),
+            Text(
+                "Records whose gradient was longer than the clip norm, in percent of "
+                "a batch: mean over the recorded updates and the seeds (standard "
+                "error). Where few are, the noise could be lower at the same budget, "
+                "with a lower clip norm or automatic clipping. These are private "
+                "metrics: they were computed from training records without noise, and "
+                "no guarantee covers them."
             ),
             table,
         ]
