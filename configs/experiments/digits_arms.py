@@ -15,7 +15,7 @@ def get_config():
     base.data.validation_fraction = 0.2
     base.privacy.updates = 60
     # Means over views are shorter gradients than single ones. Under one clip norm for
-    # all, arms with many views would lose signal against the same noise.
+    # all, arms with many views may lose signal against the same noise.
     base.privacy.clipping = "automatic"
     base.run.evaluate_every = 20
     config = default_experiment(

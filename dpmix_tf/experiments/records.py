@@ -64,7 +64,7 @@ class Finished:
 
     @property
     def clipped(self) -> float | None:
-        """Fraction of records longer than the clip norm, in [0, 1]; private.
+        """Gradients longer than the clip norm, per example of a batch; private.
 
         Mean over the recorded events; None without run.private_metrics.
         """

@@ -259,12 +259,13 @@ class _Report:
         return [
             Heading("Clipping"),
             Text(
-                "Records whose gradient was longer than the clip norm, in percent of "
-                "a batch: mean over the recorded updates and the seeds (standard "
-                "error). Where few are, the noise could be lower at the same budget, "
-                "with a lower clip norm or automatic clipping. These are private "
-                "metrics: they were computed from training records without noise, and "
-                "no guarantee covers them."
+                "Gradients longer than the clip norm, per 100 examples of a batch: "
+                "mean over the recorded updates and the seeds (standard error). An arm "
+                "that clips m examples as one has at most 100 / m. Where few are "
+                "longer, a lower clip norm or automatic clipping would bring less "
+                "noise at the same budget. These are private metrics: they were "
+                "computed from training examples without noise, and no guarantee "
+                "covers them."
             ),
             table,
         ]

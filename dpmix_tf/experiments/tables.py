@@ -96,7 +96,7 @@ def cost_table(results: Results, root: Path) -> Table:
 
 
 def clipped_table(results: Results) -> Table | None:
-    """How much was clipped, in percent; None if no run has private metrics."""
+    """Clipped gradients per 100 examples; None if no run has private metrics."""
     rows = []
     for arm in results.arms:
         found = [
