@@ -4,14 +4,12 @@ make bench
 python benchmarks/report.py --data_dir=$HOME/tensorflow_datasets
 """
 
-import platform
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
-import psutil
 from absl import app, flags
+from timing import machine
 
 from dpmix_tf.files import write_text_atomic
 
@@ -82,21 +80,6 @@ PAGES = (
         "model.predict of the network; medians of turns.",
     ),
 )
-
-
-def machine():
-    """What the numbers were measured on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-    memory = psutil.virtual_memory().total / 2**30
-    versions = ", ".join(
-        f"{name} {metadata.version(name)}" for name in ("tensorflow", "keras", "numpy")
-    )
-    return (
-        f"{psutil.cpu_count()} logical cores of {models[0] if models else 'a CPU'}, "
-        f"{memory:.0f} GiB of memory, no GPU; {platform.system()}, Python "
-        f"{platform.python_version()}, {versions}."
-    )
 
 
 def run(arguments):

@@ -22,7 +22,7 @@ from absl import app, flags
 from dpmix_tf.files import write_text_atomic
 
 _NETWORK = flags.DEFINE_string("network", "wide_resnet_16_4", "Which network.")
-_BATCH = flags.DEFINE_integer("batch", 32, "Expected batch size, x 16 views.")
+_BATCH = flags.DEFINE_float("batch", 32, "Expected batch size, x 16 views.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Updates timed.")
 _CORE = flags.DEFINE_integer("core", None, "Work here, on this core, when asked.")
 _JSON = flags.DEFINE_string("json", None, "File to write all figures to.")
@@ -42,7 +42,7 @@ def work():
 
     strategy = make_strategy("multi_worker" if "TF_CONFIG" in os.environ else "none")
     random = np.random.default_rng(0)
-    count = 8 * _BATCH.value
+    count = max(64, round(8 * _BATCH.value))
     images = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     plan = PrivacyPlan(
         noise_multiplier=1.0,
@@ -70,8 +70,8 @@ def work():
     model.fit(batches, verbose=0, callbacks=[Turns()])
 
 
-def start(cores):
-    """Starts one process a core; several form a cluster."""
+def start(cores, *more):
+    """Starts one process a core, with more flags; several form a cluster."""
     sockets = [socket.create_server(("localhost", 0)) for _ in cores]
     addresses = [f"localhost:{one.getsockname()[1]}" for one in sockets]
     for one in sockets:
@@ -85,7 +85,7 @@ def start(cores):
             environment["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
         processes.append(
             subprocess.Popen(
-                [sys.executable, *sys.argv, f"--core={core}"],
+                [sys.executable, *sys.argv, *more, f"--core={core}"],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

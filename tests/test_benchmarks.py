@@ -1,6 +1,8 @@
 """The benchmarks run, and what they claim of memory holds; no times are compared."""
 
+import importlib
 import json
+import re
 import subprocess
 import sys
 
@@ -74,3 +76,32 @@ def test_two_workers_are_measured(tmp_path):
     # Each of two workers sends about its gradient, no more than twice.
     for sent in results["bytes"]:
         assert 1.5 < sent / (4 * results["parameters"]) < 4
+
+
+def test_the_cost_model_shares_out_what_can_be_shared(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    costs = importlib.import_module("costs")
+    case = costs.Case(
+        name="head", examples=1_281_167, batch=16_384, updates=1_000, views=34,
+        weights=769_000, forward=1.5e6, features=768, encoder=35e9,
+    )  # fmt: skip
+    assert case.stored_bytes == 1_281_167 * 34 * (768 * 2 + 2 * (4 + 4))
+    measured = costs.Measured(
+        sampling={(1_281_167, 16_384): 1e-3},
+        decoded=200.0, examined=2e3, hashed=1e9, gathered=3e9, latency=1e-2,
+    )  # fmt: skip
+    one, many = (costs.parts(case, workers, measured) for workers in (1, 64))
+    for name in ("encoding", "compute"):
+        assert many[name] == pytest.approx(one[name] / 64)
+    for name in ("start-up", "apply"):
+        assert many[name] == one[name] > 0
+    assert one["all-reduce"] == 0
+    sent = 1e-2 + 2 * 63 / 64 * 4 * 769_000 / costs.ASSUMED["outside"][0]
+    assert many["all-reduce"] == pytest.approx(1_000 * sent / 3600)
+    assert set(costs.REMEDIES) == set(one)
+
+
+def test_the_page_on_scale_says_where_the_model_was_wrong_by_less_than_a_fifth():
+    page = (ROOT / "docs" / "scale.md").read_text()
+    rows = re.findall(r"^\| \w+( \| \d+\.\d{3}){5} \| (\d\.\d\d) \|$", page, re.M)
+    assert len(rows) == 2 and all(0.8 <= float(ratio) <= 1.2 for _, ratio in rows)

@@ -22,6 +22,7 @@ def get_config():
     base.views.augment = "crop_flip"
     base.privacy.expected_batch_size = 512
     base.privacy.updates = 12
+    base.privacy.clipping = "automatic"  # see digits_arms
     base.optimizer.learning_rate = 0.5
     base.run.evaluate_every = 6
     base.run.checkpoint_every = 10

@@ -28,6 +28,7 @@ def get_config(data: str = "cifar10"):
         raise ValueError(
             f"mixers.py: must be followed by cifar10 or digits, not {data}"
         )
+    base.privacy.clipping = "automatic"  # see digits_arms
     mixed = {
         mixer: {"views": {"base": one, "mixed": two, "mixer": mixer}}
         for mixer in MIXERS

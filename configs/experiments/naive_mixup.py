@@ -13,7 +13,9 @@ from dpmix_tf.experiments import arms, default_experiment
 def get_config():
     """Returns the experiment's configuration."""
     names = ("dp_sgd", "naive_mixup_2", "naive_mixup_4", "naive_mixup_8", "dp_mix_self")
-    config = default_experiment(digits.get_config(), arms(*names))
+    base = digits.get_config()
+    base.privacy.clipping = "automatic"  # see digits_arms
+    config = default_experiment(base, arms(*names))
     config.title = "Naive mixup"
     config.epsilons = (1.0, 8.0)
     config.tune.update({"optimizer": {"learning_rate": (0.5, 1.0, 2.0)}})

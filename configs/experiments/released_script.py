@@ -11,7 +11,9 @@ from dpmix_tf.experiments import arms, default_experiment
 def get_config():
     """Returns the experiment's configuration."""
     names = ("self_aug_34", "labels_only", "dp_mix_self")
-    config = default_experiment(digits.get_config(), arms(*names))
+    base = digits.get_config()
+    base.privacy.clipping = "automatic"  # see digits_arms
+    config = default_experiment(base, arms(*names))
     config.title = "Blended pixels and blended labels"
     config.epsilons = (1.0, 8.0)
     config.tune.update({"optimizer": {"learning_rate": (0.5, 1.0, 2.0)}})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,16 @@ class Finished:
             for event in self.curve
             if CHOSEN_BY in event
         }
+
+    @property
+    def clipped(self) -> float | None:
+        """Gradients longer than the clip norm, per example of a batch; private.
+
+        Mean over the recorded events; None without run.private_metrics.
+        """
+        name = "private_clipped"
+        found = [event[name] for event in self.curve if event.get(name) is not None]
+        return statistics.mean(found) if found else None
 
     @property
     def score(self) -> float:

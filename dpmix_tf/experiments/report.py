@@ -22,6 +22,7 @@ from dpmix_tf.experiments.study import Study, exact
 from dpmix_tf.experiments.tables import (
     accuracy_table,
     arms_table,
+    clipped_table,
     cost_table,
     in_words,
     published_table,
@@ -77,6 +78,7 @@ class _Report:
             *self._ablations(),
             *self._curves(),
             *self._cost(),
+            *self._clipping(),
             *self._classes(),
             *self._views(),
             *self._tuning(),
@@ -96,12 +98,18 @@ class _Report:
             "same in every arm. "
             f"{config['data']['name']}, {plan.num_examples} training examples; "
             f"network {in_words(config['network'])}; {plan.updates} updates, "
-            f"expected batch size {plan.expected_batch_size}, clip norm "
-            f"{plan.clip_norm:g}. Test accuracy is measured after the last "
+            f"expected batch size {plan.expected_batch_size}, {self._how_clipped()}. "
+            "Test accuracy is measured after the last "
             "update, with its weights or with the averaged weights (EMA); it is never "
             "the best value seen during training."
         )
         return [Text(text), Text(self._what_seeds_are()), arms_table(self.results)]
+
+    def _how_clipped(self) -> str:
+        plans = [each.plan for each in self.results.runs]
+        norms = ", ".join(f"{norm:g}" for norm in sorted({p.clip_norm for p in plans}))
+        automatic = all(plan.clipping == "automatic" for plan in plans)
+        return ("automatic clipping, " if automatic else "") + f"clip norm {norms}"
 
     def _what_seeds_are(self) -> str:
         if self.study.public_seeds:
@@ -240,6 +248,24 @@ class _Report:
                 "runs shared. Noise is its standard deviation, in clip norms, divided "
                 "by the expected number of clipped terms in a batch: the noise that "
                 "each term competes with."
+            ),
+            table,
+        ]
+
+    def _clipping(self) -> Document:
+        table = clipped_table(self.results)
+        if table is None:
+            return []
+        return [
+            Heading("Clipping"),
+            Text(
+                "Gradients longer than the clip norm, per 100 examples of a batch: "
+                "mean over the recorded updates and the seeds (standard error). An arm "
+                "that clips m examples as one has at most 100 / m. Where few are "
+                "longer, a lower clip norm or automatic clipping would bring less "
+                "noise at the same budget. These are private metrics: they were "
+                "computed from training examples without noise, and no guarantee "
+                "covers them."
             ),
             table,
         ]

@@ -5,8 +5,6 @@ import os
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +16,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.experiments.processes import LOG, REFUSED, SURVIVED, Worker
 from dpmix_tf.experiments.records import Failed, Finished, Record
 from dpmix_tf.experiments.secret import open_secret, refuse_unpaired, write_pairing
 from dpmix_tf.experiments.study import CHOSEN_BY, Run, Study, exact
 from dpmix_tf.files import cannot_write, local_path, lock_file, write_text_atomic
 from dpmix_tf.training.workdir import events, final_event, read_json
 
-WORKER = "dpmix_tf.experiments.worker"
+# A process that has trained so many runs is replaced: what leaks cannot pile up.
+_RUNS_PER_WORKER = 100
 
 
 class Runner:
@@ -39,6 +39,8 @@ class Runner:
       study: the experiment.
       root: the experiment's folder.
       jobs: number of processes at a time; they share the processor's cores.
+      runs_per_worker: number of runs that a process trains one after the other; speed
+        only, never results.
       shard: (i, n), this machine's part of the pairs (arm, epsilon); 1 <= i <= n. All
         shards but the first need a copy of the first one's secret.json.
 
@@ -53,10 +55,11 @@ class Runner:
         *,
         jobs: int = 1,
         shard: tuple[int, int] = (1, 1),
+        runs_per_worker: int = _RUNS_PER_WORKER,
     ):
         if not 1 <= shard[0] <= shard[1]:
             raise DPMixError(f"--shard must be i/n with 1 <= i <= n, not {shard}.")
-        self.study, self.jobs = study, jobs
+        self.study, self.jobs, self._runs_per_worker = study, jobs, runs_per_worker
         self.root = local_path(root, "The experiment's folder")
         self._first = shard[0] == 1
         self.groups = list(study.groups())[shard[0] - 1 :: shard[1]]
@@ -65,7 +68,8 @@ class Runner:
         except OSError as error:
             raise cannot_write(self.root, error) from error
         self._records: dict[Run, Record] = {}
-        self._running: dict[Run, subprocess.Popen] = {}
+        self._running: dict[Run, Worker] = {}
+        self._idle: list[Worker] = []
         self._seconds: list[float] = []  # for runs that began and ended in this call
         self._began: dict[Run, float] = {}
         self.console = Console(stderr=True)
@@ -174,55 +178,65 @@ class Runner:
                     if self._waiting():
                         continue  # those just started failed immediately
                     return
-                for run, process in list(self._running.items()):
-                    if process.poll() is not None:
-                        self._finish(run, process)
+                for run, worker in list(self._running.items()):
+                    status = worker.status()
+                    if status is not None:
+                        self._finish(run, worker, status)
                 time.sleep(0.1)
 
     def _start(self, run: Run) -> None:
         folder = self.root / run.name
         try:
-            settings = self.study.config_of(run).to_json(indent=2)
+            config = self.study.config_of(run)
         except DPMixError as error:
             self._keep(Failed(run=run, error=str(error)))
             return
+        if config.views.visits is not None and config.run.cache_dir is None:
+            config.run.cache_dir = str(self.root / "cache")
         folder.mkdir(parents=True, exist_ok=True)
         if self._secret is not None:
             purpose = "tuning" if run.tuning else "test"
             write_pairing(
                 self.root, folder, self._secret, purpose=purpose, number=run.seed
             )
+        settings = config.to_json(indent=2)
         write_text_atomic(folder / "settings.json", settings + "\n")
-        environment = dict(os.environ)
-        if self.jobs > 1:
-            threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
-            environment |= {
-                "TF_NUM_INTRAOP_THREADS": threads,
-                "TF_NUM_INTEROP_THREADS": threads,
-            }
-        with open(folder / "log.txt", "w") as log:
-            self._running[run] = subprocess.Popen(
-                [sys.executable, "-m", WORKER, str(folder), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                pass_fds=(self._lock.fileno(),),
-                start_new_session=True,  # only we pass on Ctrl-C
-            )
+        self._running[run] = self._worker_for(folder)
         self._began[run] = time.monotonic()
 
-    def _finish(self, run: Run, process: subprocess.Popen) -> None:
+    def _worker_for(self, folder: Path) -> Worker:
+        """Hands a run over to a process that waits for one, or to a new one."""
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.started < self._runs_per_worker and worker.start(folder):
+                return worker
+            self._dismiss(worker)
+        threads = {}
+        if self.jobs > 1:
+            share = str(max(1, (os.cpu_count() or 1) // self.jobs))
+            threads = dict.fromkeys(
+                ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), share
+            )
+        return Worker(folder, self._lock.fileno(), threads)
+
+    def _dismiss(self, worker: Worker) -> None:
+        worker.stop()
+        worker.wait()
+
+    def _finish(self, run: Run, worker: Worker, status: int) -> None:
         del self._running[run]
+        if status in SURVIVED:
+            self._idle.append(worker)
+        else:
+            self._dismiss(worker)
         folder = self.root / run.name
-        if process.returncode == 0 and final_event(folder / "run") is not None:
+        if status == 0 and final_event(folder / "run") is not None:
             self._seconds.append(time.monotonic() - self._began[run])
             if run.tuning:  # nothing resumes from a trial
                 shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
             self._keep(_finished(self.study, run, folder))
         else:
-            error = _last_words(folder / "log.txt", process.returncode)
-            self._keep(Failed(run=run, error=error))
+            self._keep(Failed(run=run, error=_last_words(folder / LOG, status)))
 
     def _keep(self, record: Record) -> None:
         self._records[record.run] = record
@@ -241,10 +255,11 @@ class Runner:
             )
 
     def _stop(self) -> None:
-        for process in self._running.values():  # they write a checkpoint and exit
-            process.terminate()
-        for process in self._running.values():
-            process.wait()
+        workers = [*self._running.values(), *self._idle]
+        for worker in workers:  # those that train write a checkpoint and exit
+            worker.stop()
+        for worker in workers:
+            worker.wait()
 
     def _write_results(self) -> list[Record]:
         order = {group: index for index, group in enumerate(self.study.all_groups())}
@@ -331,7 +346,7 @@ def _last_words(log: Path, status: int) -> str:
     if status < 0:
         return f"killed by {signal.Signals(-status).name}; see {log}"
     _, found, error = f"\n{said}".rpartition("\nerror: ")
-    if status == 2 and found:
+    if status == REFUSED and found:
         return error.strip()
     return said[-1500:] or f"exit status {status} without output; see {log}"
 

@@ -95,6 +95,22 @@ def cost_table(results: Results, root: Path) -> Table:
     return Table(header, rows)
 
 
+def clipped_table(results: Results) -> Table | None:
+    """Clipped gradients per 100 examples; None if no run has private metrics."""
+    rows = []
+    for arm in results.arms:
+        found = [
+            [each.clipped for each in results.of(arm, epsilon)]
+            for epsilon in results.epsilons
+        ]
+        known = [[value for value in row if value is not None] for row in found]
+        if any(known):
+            cells = [_mean([100 * value for value in row]) or "-" for row in known]
+            rows.append([arm, *cells])
+    header = ["arm", *(f"epsilon {exact(e)}" for e in results.epsilons)]
+    return Table(header, rows) if rows else None
+
+
 def tuning_table(results: Results) -> Table:
     """The trials of each arm at each epsilon, and what choosing among them costs."""
     study, rows = results.study, []

@@ -13,7 +13,13 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dpmix_tf.data import ExampleSource, PoissonBatches, inspection, load_dataset
+from dpmix_tf.data import (
+    Dataset,
+    ExampleSource,
+    PoissonBatches,
+    inspection,
+    load_dataset,
+)
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import Ledger, randomness
 from dpmix_tf.privacy.plan import round_up
@@ -43,6 +49,7 @@ class Trainer:
       shared_seed: a secret seed that other runs use too (an experiment's paired runs),
         int in [0, 2**128); config.seed must then be None. By default the seed is for
         this run alone.
+      dataset: what config.data describes, if it is loaded already.
 
     Raises:
       DPMixError: the config, the data or the workdir is invalid, or another process
@@ -56,6 +63,7 @@ class Trainer:
         strategy: tf.distribute.Strategy | None = None,
         *,
         shared_seed: int | None = None,
+        dataset: Dataset | None = None,
     ):
         self._new_seed = randomness.new_seed(config.seed, shared_seed)
         self.config = config = pin_weights(with_plain_schedule(config))
@@ -64,7 +72,7 @@ class Trainer:
         self.workdir = WorkDir(workdir, config) if self.is_chief else None
         try:
             with cluster.lost_workers_reported(self.strategy):
-                self._set_up()
+                self._set_up(dataset)
         except BaseException:
             self._close()
             raise
@@ -73,7 +81,7 @@ class Trainer:
         if self.workdir is not None:
             self.workdir.close()
 
-    def _set_up(self) -> None:
+    def _set_up(self, dataset: Dataset | None) -> None:
         config = self.config
         for name in (
             "evaluate_every",
@@ -85,7 +93,7 @@ class Trainer:
                 raise DPMixError(
                     f"run.{name} must be 1 or more, received: {config.run[name]}."
                 )
-        self.dataset = load_dataset(**config.data.to_dict())
+        self.dataset = dataset or load_dataset(**config.data.to_dict())
         self.plan = make_plan(config, len(self.dataset.train))
         self._fingerprint = self.dataset.train.fingerprint()
         self._software = versions()

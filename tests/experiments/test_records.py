@@ -1,12 +1,14 @@
 """Lines of results.jsonl, read and written."""
 
+import dataclasses
 import json
 
 import pytest
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.experiments import Run, Study
+from dpmix_tf.experiments import Run, Study, write_report
 from dpmix_tf.experiments.records import Cost, Failed, Finished, Results, from_json
+from dpmix_tf.experiments.tables import clipped_table
 from tests.conftest import plan_for
 from tests.experiments import tiny
 
@@ -47,6 +49,33 @@ def test_a_record_says_what_a_run_found():
     assert record.validation == {6: 0.06, 12: 0.12}
     assert record.score == 0.5 and finished(tuning=True).score == 0.12
     assert record.plan == plan_for(100, updates=12)
+    assert record.clipped is None
+
+
+def test_a_report_says_how_much_was_clipped_where_it_was_measured(tmp_path):
+    records = []
+    for seed, fractions in ((1, (0.5, 0.7)), (2, (0.2, 0.4))):
+        record = finished("mixed", seed)
+        curve = tuple(
+            event | {"private_clipped": fraction}
+            for event, fraction in zip(record.curve, fractions, strict=True)
+        )
+        records.append(dataclasses.replace(record, curve=curve))
+    assert [each.clipped for each in records] == pytest.approx([0.6, 0.3])
+    study = Study(tiny.get_config())
+    assert clipped_table(Results(study, [finished()])) is None
+    table = clipped_table(Results(study, [finished(), *records]))
+    assert table.rows == [["mixed", "45.00 (15.00)"]]
+    config = tiny.get_config()
+    config.show_views = False
+    records = [
+        dataclasses.replace(each, config=each.config | {"network": {"name": "x"}})
+        for each in (finished(), *records)
+    ]
+    write_report(Study(config), records, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "## Clipping" in text and "| mixed | 45.00 (15.00) |" in text
+    assert "no guarantee covers them" in text
 
 
 def test_records_are_found_by_arm_and_epsilon_in_order_of_seed():

@@ -11,9 +11,10 @@ import time
 
 import pytest
 
-from dpmix_tf.experiments import Run, Study
-from dpmix_tf.experiments.records import from_json
-from dpmix_tf.experiments.runner import WORKER, _last_words
+from dpmix_tf.experiments import Run, Runner, Study, default_experiment, processes
+from dpmix_tf.experiments.processes import WORKER
+from dpmix_tf.experiments.records import Failed, from_json
+from dpmix_tf.experiments.runner import _last_words
 from dpmix_tf.privacy.ledger import SHARED_SEED
 from dpmix_tf.training import checkpoints
 from tests.conftest import ROOT
@@ -124,6 +125,67 @@ def test_killed_twice_it_finds_what_an_uninterrupted_one_does(finished, tmp_path
 
 
 @pytest.mark.slow
+def test_a_process_for_each_run_finds_the_same(finished, tmp_path):
+    whole, _ = finished
+    shutil.copy(whole / "secret.json", tmp_path)
+    runner = Runner(Study(tiny.get_config()), tmp_path, jobs=2, runs_per_worker=1)
+    runner.run()
+    assert without_names(records(tmp_path)) == without_names(records(whole))
+
+
+@pytest.mark.slow
+def test_runs_share_what_is_encoded(tmp_path, monkeypatch):
+    """And find the same as with a cache and a process of their own."""
+    study = Study(tiny.get_config("encoded"))
+    Runner(study, tmp_path / "shared").run()
+    made = list((tmp_path / "shared").glob("**/key.json"))
+    assert len(made) == 4  # of two arms, and the validation and the test set
+    assert all(path.parents[1] == tmp_path / "shared" / "cache" for path in made)
+    (tmp_path / "apart").mkdir()
+    shutil.copy(tmp_path / "shared" / "secret.json", tmp_path / "apart")
+    config_of = Study.config_of
+
+    def apart(self, run):
+        config = config_of(self, run)
+        config.run.cache_dir = str(tmp_path / "apart" / run.name / "own")
+        return config
+
+    monkeypatch.setattr(Study, "config_of", apart)
+    Runner(study, tmp_path / "apart", runs_per_worker=1).run()
+    found = [without_names(records(tmp_path / one)) for one in ("shared", "apart")]
+    for record in (*found[0], *found[1]):
+        del record["config"]["run"]["cache_dir"]
+    assert len(found[0]) == 4 and found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_a_process_trains_on_unless_a_run_breaks_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "WORKER", "tests.experiments.odd_worker")
+    monkeypatch.chdir(ROOT)
+    names = ("a", "b", "raises", "c", "d", "dies", "e")
+    config = default_experiment(tiny.get_config().base, {name: {} for name in names})
+    config.seeds = 1
+
+    def processes_of(folder, **more):
+        found = Runner(Study(config), tmp_path / folder, **more).run()
+        for record in found:
+            log = (tmp_path / folder / record.run.name / "log.txt").read_text()
+            if record.run.arm == "raises":
+                assert "ValueError: nobody foresaw this" in record.error
+            elif record.run.arm == "dies":
+                assert "SIGKILL" in record.error
+            else:
+                assert log.endswith("training\n") and log.count("training") == 1
+        done = [record for record in found if not isinstance(record, Failed)]
+        assert len(found) == 7 and len(done) == 5
+        return [record.software["process"] for record in done]
+
+    a, b, c, d, e = processes_of("one")
+    assert a == b and c == d and len({a, c, e}) == 3
+    assert len(set(processes_of("each", runs_per_worker=1))) == 5
+
+
+@pytest.mark.slow
 def test_a_run_whose_runner_was_killed_stops_by_itself(tmp_path):
     """However early: the worker is told whom to watch."""
     settings = Study(tiny.get_config()).config_of(Run("plain", 8.0, 1, (), False))
@@ -132,7 +194,8 @@ def test_a_run_whose_runner_was_killed_stops_by_itself(tmp_path):
     gone = subprocess.Popen(["true"])
     gone.wait()
     done = subprocess.run(
-        [sys.executable, "-m", WORKER, str(tmp_path), str(gone.pid)],
+        [sys.executable, "-m", WORKER, str(gone.pid)],
+        input=json.dumps(str(tmp_path)).encode() + b"\n",
         cwd=ROOT,
         capture_output=True,
         timeout=120,

@@ -1,4 +1,7 @@
-"""An experiment of seconds: two arms, tuned, two seeds; or three that break."""
+"""An experiment of seconds: two arms, tuned, two seeds; or three that break.
+
+Or with fixed views under a frozen encoder.
+"""
 
 from configs import digits
 from dpmix_tf.experiments import default_experiment
@@ -22,6 +25,9 @@ def get_config(kind: str = "good"):
     config = default_experiment(base, arms)
     config.title = "Tiny"
     config.seeds = 1 if kind == "broken" else 2
+    if kind == "encoded":
+        base.network = {"name": "scattering"}
+        base.views.visits = 2
     if kind == "good":
         config.tune.update({"optimizer": {"learning_rate": (0.5, 1.0)}})
     config.ablations = (("views.base", ("plain", "mixed")),)
