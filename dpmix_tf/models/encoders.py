@@ -1,7 +1,9 @@
 """Published image encoders, built block by block with their published weights."""
 
 import contextlib
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
@@ -12,6 +14,11 @@ from keras import layers
 from keras_cv.models.feature_extractor import CLIPImageEncoder
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.models.efficientnet_lite import (
+    VARIANTS,
+    efficientnet_lite,
+    packaged_weights,
+)
 from dpmix_tf.weights import load_weights
 
 # CLIP's normalisation of images (Radford et al. 2021), for values in [0, 1].
@@ -131,10 +138,12 @@ class Encoder(NamedTuple):
       size: height and width of its images, pixels.
       build: (size; weights: a path, "preset" or None for random ones) -> network,
         images in [0, 1] -> features; and its layers after the stem, in blocks.
+      packaged: finds the file of the preset, where a Python package brings it.
     """
 
     size: int
     build: Callable[[int, str | None], tuple[keras.Model, list[list[Any]]]]
+    packaged: Callable[[], Path] | None = None
 
 
 _VIT_B = {"width": 768, "num_layers": 12, "heads": 12, "output_dim": 512}
@@ -147,4 +156,12 @@ ENCODERS = {
     ),
     "convnext_base": Encoder(256, _convnext(keras.applications.ConvNeXtBase)),
     "convnext_tiny": Encoder(224, _convnext(keras.applications.ConvNeXtTiny)),
+    **{
+        name: Encoder(
+            variant.size,
+            functools.partial(efficientnet_lite, name),
+            functools.partial(packaged_weights, name),
+        )
+        for name, variant in VARIANTS.items()
+    },
 }

