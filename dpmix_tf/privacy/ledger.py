@@ -27,6 +27,7 @@ SHARED_SEED = "shared_seed"
 UNCHECKED_SAMPLING = "unchecked_sampling"
 PUBLIC_POOL = "public_pool"
 PUBLIC_WEIGHTS = "public_weights"
+WARM_START = "warm_start"
 PRIVATE_METRICS = "private_metrics"
 CONDITIONS = (
     CHOSEN_SEED,
@@ -34,6 +35,7 @@ CONDITIONS = (
     UNCHECKED_SAMPLING,
     PUBLIC_POOL,
     PUBLIC_WEIGHTS,
+    WARM_START,
     PRIVATE_METRICS,
 )
 

@@ -135,6 +135,9 @@ _SENTENCES = {
     "not have been made from, or chosen by looking at, the private examples.",
     conditions.PUBLIC_WEIGHTS: "The pretrained weights that training started from are "
     "taken as public: none of the private examples may have been used to train them.",
+    conditions.WARM_START: "Private training starts from weights trained on a pool of "
+    "images, which is taken as public: it must not have been made from, or chosen by "
+    "looking at, the private examples.",
     conditions.PRIVATE_METRICS: "Numbers computed from the training examples without "
     "noise (private_...) were shown during training; neither they nor decisions based "
     "on them are covered.",

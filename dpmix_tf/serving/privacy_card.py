@@ -98,6 +98,7 @@ def make_card(
         },
         "views": {"views_per_example": metadata["views_per_example"], **views},
         "public_pool_sha256": metadata["pool_digest"],
+        "warm_start": metadata.get("warm_start"),
         "public_weights": config["network"]["name"] == "pretrained",
         "public_weights_sha256": config["network"].get("sha256"),
         "test_accuracy": (final or {}).get(accuracy) if evaluated else None,
@@ -211,6 +212,9 @@ def to_markdown(card: dict[str, Any]) -> str:
         "views per example": _views(card["views"]),
         "public pool": f"SHA-256 {card['public_pool_sha256']}"
         if card["public_pool_sha256"]
+        else "none",
+        "warm start": f"weights trained on the pool of SHA-256 {start['pool']}"
+        if (start := card.get("warm_start"))
         else "none",
         "pretrained weights": f"SHA-256 {card['public_weights_sha256']}"
         if card["public_weights_sha256"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -10,13 +11,26 @@ from ml_collections import ConfigDict
 from dpmix_tf.data import Dataset, ExampleSource
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import build_network, constants_digest, weights_digest
-from dpmix_tf.privacy import PrivacyPlan, randomness
+from dpmix_tf.privacy import PrivacyPlan, ledger, randomness
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.encoding import can_encode, encode_views
 from dpmix_tf.training.optimizers import make_optimizer
 from dpmix_tf.training.private_step import PrivateStep
 from dpmix_tf.views import kind_of, make_views
+
+
+class Start(NamedTuple):
+    """Weights to begin private training with, and what is told of them.
+
+    Attributes:
+      weights: of the network's trainable variables.
+      record: SHA-256 of the pool that they were trained on ("pool"), and of the network
+        with all its weights ("network"), in hexadecimal.
+    """
+
+    weights: list[np.ndarray]
+    record: dict[str, str]
 
 
 def make_plan(config: ConfigDict, num_examples: int) -> PrivacyPlan:
@@ -50,10 +64,23 @@ def load_pool(config: ConfigDict, dataset: Dataset) -> SyntheticPool | None:
     """
     if not config.views.synthetic:
         return None
+    return read_pool(config, dataset, f"views.synthetic = {config.views.synthetic}")
+
+
+def read_pool(config: ConfigDict, dataset: Dataset, user: str) -> SyntheticPool:
+    """Loads a config's pool.
+
+    Args:
+      config: see training/config.py.
+      dataset: what is trained on privately.
+      user: what needs the pool, for messages.
+
+    Raises:
+      DPMixError: see load_pool.
+    """
     if config.pool.path is None:
         raise DPMixError(
-            f"views.synthetic = {config.views.synthetic} needs pool.path: a folder "
-            "made by bin/generate_pool.py."
+            f"{user} needs pool.path: a folder made by bin/generate_pool.py."
         )
     pool = SyntheticPool.load(
         config.pool.path,
@@ -135,6 +162,7 @@ def build_model(
     seed: int,
     make_step: Callable[..., PrivateStep] = PrivateStep,
     cache_dir: str | Path | None = None,
+    start: Start | None = None,
 ) -> DPMixModel:
     """Builds and compiles the model that a config describes, with new weights.
 
@@ -146,11 +174,17 @@ def build_model(
       make_step: see DPMixModel.
       cache_dir: where fixed views (views.visits) of a network with a frozen front are
         kept encoded; by default they are made anew at every update.
+      start: weights to begin with, see warm_start.
 
     Raises:
       DPMixError: the network, its views, its pool or its optimizer is refused.
     """
     network = build_new_network(config, dataset, seed)
+    if start is not None:
+        for variable, weight in zip(
+            network.trainable_variables, start.weights, strict=True
+        ):
+            variable.assign(weight)
     views = make_views(config.views.to_dict(), load_pool(config, dataset))
     if cache_dir is not None and can_encode(views, network):
         views = encode_views(
@@ -170,6 +204,8 @@ def build_model(
         private_metrics=config.run.private_metrics,
         make_step=make_step,
     )
+    if start is not None:
+        model.account.note(ledger.WARM_START)
     model.compile(
         optimizer=make_optimizer(config),
         metrics=["accuracy"],

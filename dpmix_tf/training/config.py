@@ -90,6 +90,13 @@ def default_config() -> ConfigDict:
 
     config.pool = default_pool()
 
+    # Trains on the pool, not privately, before the first private update: needs
+    # pool.path, with images of what the private ones show.
+    config.warm_start = ConfigDict()
+    config.warm_start.epochs = 0  # over the pool, each image as its K views; 0: none
+    config.warm_start.batch_size = 32  # images
+    config.warm_start.learning_rate = 0.001  # of Adam
+
     config.privacy = ConfigDict()  # give either epsilon or noise_multiplier
     config.privacy.epsilon = config_dict.placeholder(float)
     config.privacy.noise_multiplier = config_dict.placeholder(float)

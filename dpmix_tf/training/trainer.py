@@ -24,13 +24,14 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import Ledger, randomness
 from dpmix_tf.privacy.plan import round_up
 from dpmix_tf.training import checkpoints, cluster
-from dpmix_tf.training.build import build_model, make_plan, pin_weights
+from dpmix_tf.training.build import Start, build_model, make_plan, pin_weights
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.evaluation import Accuracy, Evaluator
 from dpmix_tf.training.optimizers import with_plain_schedule
 from dpmix_tf.training.restore import restore_model
 from dpmix_tf.training.software import versions
 from dpmix_tf.training.stopping import StopSignal
+from dpmix_tf.training.warm_start import warm_start
 from dpmix_tf.training.workdir import Metrics, WorkDir, spent_updates
 
 
@@ -112,8 +113,12 @@ class Trainer:
             software=self._software,
         )
         cluster.refuse_different_workers(self.strategy, facts)
+        start = None
+        if self.is_chief and saved is None:  # the others take the chief's weights
+            start = warm_start(config, self.dataset, seed, self._cache_dir())
+        self._start = start.record if start else saved and saved[1].get("warm_start")
         with self.strategy.scope():
-            self.model = self._build()
+            self.model = self._build(start)
         pool = self.model.views.pool
         facts = {"pool": pool.digest if pool else None}
         cluster.refuse_different_workers(self.strategy, facts)
@@ -152,14 +157,22 @@ class Trainer:
             )
         return saved
 
-    def _build(self) -> DPMixModel:
-        run = self.config.run
-        cache_dir = run.cache_dir
+    def _cache_dir(self) -> Path | None:
+        """Where features are kept: several workers need a place that all can read."""
+        if self.config.run.cache_dir is not None:
+            return Path(self.config.run.cache_dir)
         alone = cluster.num_workers(self.strategy) == 1
-        if cache_dir is None and alone and self.workdir is not None:
-            cache_dir = self.workdir.path / "cache"
+        return self.workdir.path / "cache" if alone and self.workdir else None
+
+    def _build(self, start: Start | None) -> DPMixModel:
+        run, cache_dir = self.config.run, self._cache_dir()
         model = build_model(
-            self.config, self.dataset, self.plan, self._seed, cache_dir=cache_dir
+            self.config,
+            self.dataset,
+            self.plan,
+            self._seed,
+            cache_dir=cache_dir,
+            start=start,
         )
         self._evaluator = Evaluator(
             model,
@@ -329,6 +342,7 @@ class Trainer:
             "image_shape": self.dataset.image_shape,
             "views_per_example": self.model.views.views_per_example,
             "pool_digest": pool.digest if pool else None,
+            "warm_start": self._start,
             "data_fingerprint": self._fingerprint,
             "software": self._software,
         }
