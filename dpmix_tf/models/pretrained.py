@@ -12,13 +12,20 @@ from keras import layers
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path
+from dpmix_tf.models.components import PrincipalComponents
 from dpmix_tf.models.encoders import ENCODERS
+from dpmix_tf.models.measured import leaf_images
 from dpmix_tf.models.resizing import BicubicResizing
-from dpmix_tf.models.structure import split_frozen_front
+from dpmix_tf.models.structure import network_digest, split_frozen_front
+from dpmix_tf.pixels import as_float
 from dpmix_tf.privacy.ledger import Ledger, record_history
+from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.weights import digest
 
 _HOW_MUCH = ("head", "last_blocks", "all")
+_KEPT = 8  # projections that a process remembers
+
+_measured: dict[tuple[str, str, int], list[np.ndarray]] = {}
 
 
 def _from_file(path: str, size: int | None) -> tuple[keras.Model, list[list[Any]]]:
@@ -109,6 +116,8 @@ def pretrained(
     blocks: int = 1,
     image_size: int | None = None,
     text_embeddings: str | None = None,
+    normalise: str = "none",
+    components: int = 200,
     name: str = "pretrained",
 ) -> keras.Model:
     """Builds an encoder trained on public images, with a linear head on its features.
@@ -142,6 +151,12 @@ def pretrained(
       text_embeddings: an .npy file, float [num_classes,d], as `embed_texts` makes: the
         head starts as CLIP's zero-shot classifier, which is public and so costs no
         privacy. Without it, the head starts at zero.
+      normalise: "none"; or centre the encoder's features and project them on their
+        principal components, measured on "leaves" (images of nothing, see
+        synthetic.dead_leaves), or on the pool of public images in a folder; or "saved",
+        if a checkpoint will fill in what was measured. It is what makes a head
+        trainable at small epsilon. The encoder must be frozen.
+      components: their number, if features are normalised.
       name: the Keras model's name.
 
     Returns:
@@ -187,6 +202,16 @@ def pretrained(
     x = rest(x if front is None else front(x))
     if len(x.shape) == 4:
         x = layers.GlobalAveragePooling2D()(x)
+    if normalise != "none":
+        if trainable != "head":
+            raise DPMixError(
+                "network.normalise is measured before training, so the encoder must "
+                f"stay as it is: trainable must be 'head', received: {trainable!r}."
+            )
+        projection = PrincipalComponents(components, name="public_components")
+        x, features = projection(x), keras.Model(inputs, x)
+        if normalise != "saved":
+            _measure(projection, features, normalise, input_shape)
     width = x.shape[-1]
     x = layers.UnitNormalization(dtype="float32")(x)
     x = layers.Rescaling(width**0.5, dtype="float32")(x)
@@ -202,6 +227,29 @@ def pretrained(
     if text_embeddings is not None:
         head.kernel.assign(_zero_shot(text_embeddings, (num_classes, width)))
     return network
+
+
+def _measure(
+    projection: PrincipalComponents,
+    features: keras.Model,
+    normalise: str,
+    input_shape: tuple[int, int, int],
+) -> None:
+    """Fits the projection to public images' features, once in a process."""
+    if normalise == "leaves":
+        images, what = leaf_images(input_shape, 0), "leaves"
+    else:
+        pool = SyntheticPool.load(normalise, image_shape=input_shape)
+        images, what = pool.images, pool.digest
+    key = (network_digest(features), what, projection.components)
+    if key not in _measured:
+        batches = (images[i : i + 50] for i in range(0, len(images), 50))
+        found = [features(as_float(batch), training=False) for batch in batches]
+        projection.fit(np.concatenate(found))
+        while len(_measured) >= _KEPT:
+            _measured.pop(next(iter(_measured)))
+        _measured[key] = projection.get_weights()
+    projection.set_weights(_measured[key])
 
 
 def weights_digest(

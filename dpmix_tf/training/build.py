@@ -146,6 +146,9 @@ def build_new_network(config: ConfigDict, dataset: Dataset, seed: int) -> keras.
     initial = randomness.derive(seed, "initial weights")
     keras.utils.set_random_seed(int(initial[0]) % 2**32)
     arguments = config.network.to_dict()
+    if arguments.get("normalise") == "pool":
+        read_pool(config, dataset, 'network.normalise = "pool"')  # checked
+        arguments["normalise"] = config.pool.path
     return build_network(
         arguments.pop("name"),
         input_shape=dataset.image_shape,
@@ -206,6 +209,8 @@ def build_model(
     )
     if start is not None:
         model.account.note(ledger.WARM_START)
+    if config.network.get("normalise") == "pool":
+        model.account.note(ledger.PUBLIC_POOL)
     model.compile(
         optimizer=make_optimizer(config),
         metrics=["accuracy"],

@@ -42,6 +42,8 @@ def pretrained_network(encoder: str) -> ConfigDict:
     network.blocks = 1
     network.image_size = config_dict.placeholder(int)
     network.text_embeddings = config_dict.placeholder(str)
+    network.normalise = "none"  # or by public images: leaves, or pool (pool.path)
+    network.components = 200
     return network
 
 

@@ -86,6 +86,8 @@ def restore_network(
             "repeat the training command with their new path: it checks their SHA-256 "
             "and records the path, even if training has finished."
         )
+    if arguments.get("normalise", "none") != "none":
+        arguments["normalise"] = "saved"
     network = build_network(
         name,
         input_shape=tuple(metadata["image_shape"]),

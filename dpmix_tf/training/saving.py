@@ -1,5 +1,6 @@
 """What a saved DPMixModel holds: everything but the secret seed."""
 
+import itertools
 import json
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from dpmix_tf import views
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.models.components import PrincipalComponents
 from dpmix_tf.privacy import Ledger, PrivacyPlan
 
 _LEDGER = "ledger"  # where weights files keep it
@@ -135,9 +137,15 @@ class Saving(keras.Model):
 def kept_variables(network: keras.Model) -> list[Any]:
     """Returns the variables of a network that a checkpoint must hold.
 
-    For a network on public weights these are only the trained ones: the rest is rebuilt
-    from the file, whose digest is on record.
+    For a network on public weights these are only the trained ones, and what was
+    measured on other public images: the rest is rebuilt from the file, whose digest is
+    on record.
     """
     if getattr(network, "public_weights", False):
-        return list(network.trainable_variables)
+        measured = (
+            layer.variables
+            for layer in network._flatten_layers()
+            if isinstance(layer, PrincipalComponents)
+        )
+        return [*network.trainable_variables, *itertools.chain(*measured)]
     return list(network.variables)
