@@ -87,9 +87,11 @@ class MirrorAverage(Chain):
 class Whitening(Chain):
     """Whitens the channels of features, by their statistics on dead leaves.
 
-    At each position, z = (f - m) A with A = diag(1/sd) C^(-1/2): m and sd are the means
-    and standard deviations of the n channels over all positions of all images, and C is
-    their correlation matrix plus a ridge of `ridge` tr(C) / n. A constant scales z so
+    At each position, z = (f - m) A with A = diag(1/sd) C^(-power/2): m and sd are the
+    means and standard deviations of the n channels over all positions of all images,
+    and C is their correlation matrix plus a ridge of `ridge` tr(C) / n. With a power of
+    1, z is white; with 1/2, directions that vary more still weigh more, and those that
+    hardly vary are not made as loud as the rest. A constant scales z so
     that the root mean square of an image's norm, over all positions and channels, is
     `norm`. None of this depends on data; the whitening of Coates, Ng and Lee (2011, "An
     analysis of single-layer networks") does.
@@ -100,6 +102,7 @@ class Whitening(Chain):
     Args:
       layers: the inner layers, f.
       norm: above 0.
+      power: 0 (standardised) to 1 (white).
       ridge: above 0; larger values amplify rare directions less.
       seed: of the images.
       images: how many; see `measured.leaf_images`.
@@ -111,13 +114,14 @@ class Whitening(Chain):
         layers,
         *,
         norm: float = 10.0,
+        power: float = 1.0,
         ridge: float = 1e-3,
         seed: int = 0,
         images: int | None = None,
         **kwargs,
     ):
         super().__init__(layers, **kwargs)
-        self.norm, self.ridge = norm, ridge
+        self.norm, self.power, self.ridge = norm, power, ridge
         self.seed, self.images = seed, images
 
     def create(self, input_shape):
@@ -150,7 +154,8 @@ class Whitening(Chain):
         deviations = np.sqrt(np.maximum(np.diag(covariance), 0.0))
         deviations = np.maximum(deviations, 1e-6 * deviations.max() + 1e-12)
         correlation = covariance / np.outer(deviations, deviations)
-        matrix = inverse_root(correlation, self.ridge) / deviations[:, np.newaxis]
+        root = inverse_root(correlation, self.ridge, self.power)
+        matrix = root / deviations[:, np.newaxis]
         power = positions * np.sum((covariance @ matrix) * matrix)
         return [origin + mean, matrix * self.norm / np.sqrt(power)]
 
@@ -165,14 +170,15 @@ class Whitening(Chain):
         """The arguments."""
         return super().get_config() | {
             "norm": self.norm,
+            "power": self.power,
             "ridge": self.ridge,
             "seed": self.seed,
             "images": self.images,
         }
 
 
-def inverse_root(matrix: np.ndarray, ridge: float) -> np.ndarray:
-    """(C + ridge tr(C)/n I)^(-1/2) of a symmetric matrix, float64 [n,n]."""
+def inverse_root(matrix: np.ndarray, ridge: float, power: float = 1.0) -> np.ndarray:
+    """(C + ridge tr(C)/n I)^(-power/2) of a symmetric matrix, float64 [n,n]."""
     values, vectors = np.linalg.eigh(matrix)
     values = np.maximum(values, 0.0) + ridge * np.trace(matrix) / len(matrix)
-    return (vectors / np.sqrt(values)) @ vectors.T
+    return (vectors * values ** (-power / 2)) @ vectors.T

@@ -57,8 +57,10 @@ def test_mirror_averages_are_the_same_for_mirror_images():
     np.testing.assert_allclose(layer(mirrored), wanted, atol=1e-6)
 
 
-def test_whitening_is_what_numpy_computes():
-    layer = Whitening([OpponentColours(), Scattering()], norm=3.0, images=60, seed=5)
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_whitening_is_what_numpy_computes(power):
+    inner = [OpponentColours(), Scattering()]
+    layer = Whitening(inner, norm=3.0, power=power, images=60, seed=5)
     images = random_images(4, 16, 12, 3)
     got = layer(images).numpy()
 
@@ -71,7 +73,7 @@ def test_whitening_is_what_numpy_computes():
     correlation = np.corrcoef(f.T)
     ridge = 1e-3 * np.trace(correlation) / 243 * np.eye(243)
     values, vectors = np.linalg.eigh(correlation + ridge)
-    root = vectors @ np.diag(values**-0.5) @ vectors.T
+    root = vectors @ np.diag(values ** (-power / 2)) @ vectors.T
     matrix = np.diag(1 / deviation) @ root
 
     def whitened(x):
