@@ -58,7 +58,8 @@ def scattering_network(
       filters: number of patches.
       seed: public; of the dead leaves and the patches.
       scales: of the scattering, 2 or 3.
-      norm: root mean square of the norm of all features of an image of dead leaves.
+      norm: root mean square of the norm of all features of an image, of dead leaves
+        where constants are measured. The best clip norm and rate go with it.
       head: "linear"; "two_layer", with a hidden layer; or "convolutional", with 3x3
         convolutions. By default, convolutional if `hidden` is given, otherwise linear.
       hidden: widths of the hidden layers or convolutions; by default one of 64.
@@ -155,11 +156,10 @@ def _blocks(images, *, features, filters, seed, scales, norm) -> list[Any]:
         # Groups of nine features (or seven of 217), without weights: every feature
         # reaches the head at a scale that noise does not drown.
         groups = x.shape[-1] // (9 if scales == 2 else 7)
-        return [
-            layers.GroupNormalization(groups, epsilon=1e-5, center=False, scale=False)(
-                x
-            )
-        ]
+        x = layers.GroupNormalization(groups, epsilon=1e-5, center=False, scale=False)(
+            x
+        )
+        return [layers.Rescaling(norm / math.sqrt(math.prod(x.shape[1:])))(x)]
     kinds = features.split("+")
     inner: dict[str, list[keras.layers.Layer]] = {
         "scattering": [OpponentColours(seed=seed), Scattering(scales)],

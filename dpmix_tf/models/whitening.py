@@ -84,6 +84,39 @@ class MirrorAverage(Chain):
 
 
 @keras.saving.register_keras_serializable(package="dpmix_tf")
+class LogMagnitude(keras.layers.Layer):
+    """log(|x| + floor): a change counts by its ratio, however strong the feature is.
+
+    Wavelet coefficients span orders of magnitude, and a few strong edges would outweigh
+    all the rest (Oyallon and Mallat 2015, "Deep roto-translation scattering", take
+    logarithms too).
+
+    Input: float [...].
+    Output: float32 [...].
+
+    Args:
+      floor: above 0; smaller values count little.
+      **kwargs: of keras.layers.Layer.
+    """
+
+    def __init__(self, floor: float, *, dtype="float32", **kwargs):
+        super().__init__(dtype=dtype, **kwargs)
+        self.floor = floor
+
+    def compute_output_shape(self, input_shape):
+        """That of the input."""
+        return tuple(input_shape)
+
+    def call(self, features):
+        """See the class."""
+        return tf.math.log(tf.abs(features) + self.floor)
+
+    def get_config(self):
+        """The arguments."""
+        return super().get_config() | {"floor": self.floor}
+
+
+@keras.saving.register_keras_serializable(package="dpmix_tf")
 class Whitening(Chain):
     """Whitens the channels of features, by their statistics on dead leaves.
 
