@@ -34,5 +34,5 @@ def get_config(data: str = "cifar10"):
     config.title = f"Features without public data on {data}"
     config.epsilons = (1.0, 2.0, 3.0, 4.0, 8.0)
     config.seeds = 5
-    config.tune.optimizer = {"learning_rate": (0.5, 1.0, 2.0, 4.0)}
+    config.tune.optimizer = {"learning_rate": (1.0, 2.5, 6.0)}
     return config

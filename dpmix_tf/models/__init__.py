@@ -21,12 +21,18 @@ from dpmix_tf.models.structure import (
 from dpmix_tf.models.texts import embed_texts
 from dpmix_tf.models.validate import validate_network
 from dpmix_tf.models.vision_transformer import vision_transformer
-from dpmix_tf.models.whitening import MirrorAverage, OpponentColours, Whitening
+from dpmix_tf.models.whitening import (
+    LogMagnitude,
+    MirrorAverage,
+    OpponentColours,
+    Whitening,
+)
 from dpmix_tf.models.wide_resnet import wide_resnet
 
 require_channels_last()
 
 __all__ = [
+    "LogMagnitude",
     "MirrorAverage",
     "NETWORKS",
     "OpponentColours",
