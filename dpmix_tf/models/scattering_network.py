@@ -65,8 +65,8 @@ def scattering_network(
       filters: number of patches.
       seed: public; of the dead leaves and the patches.
       scales: of the scattering, 2 or 3.
-      norm: root mean square of the norm of all features of an image, of dead leaves
-        where constants are measured. The best clip norm and rate go with it.
+      norm: root mean square of the norm of all features of an image of dead leaves; of
+        "group_norm", the largest norm. The best clip norm and rate go with it.
       head: "linear"; "two_layer", with a hidden layer; or "convolutional", with 3x3
         convolutions. By default, convolutional if `hidden` is given, otherwise linear.
       hidden: widths of the hidden layers or convolutions; by default one of 64.

@@ -68,6 +68,22 @@ def test_large_images(shape):
     test_images_of_any_size_and_number_of_channels(shape, 2)
 
 
+@pytest.mark.parametrize("features", ["scattering", "patches", "scattering+patches"])
+def test_features_of_all_kinds_are_as_long_as_is_asked_for(features):
+    front, _ = split_frozen_front(network(features=features, norm=3.0))
+    images = leaf_images((16, 16, 3), 0).astype(np.float32) / 255
+    norms = np.linalg.norm(front(images), axis=1)
+    assert np.sqrt(np.mean(norms**2)) == pytest.approx(3.0, rel=0.02)
+
+
+def test_normalised_features_are_at_most_so_long():
+    """Groups that hardly vary are not made as loud as the rest."""
+    front, _ = split_frozen_front(network(features="group_norm", norm=3.0))
+    images = leaf_images((16, 16, 3), 0).astype(np.float32) / 255
+    norms = np.linalg.norm(front(images), axis=1)
+    assert norms.max() <= 3.0 and np.median(norms) > 1.5
+
+
 def test_the_digest_says_what_makes_the_constants():
     found = constants_digest(features="patches", filters=8, seed=1)
     assert found == constants_digest(features="patches", filters=8, seed=1, scales=3)

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from dpmix_tf.models import (
+    LogMagnitude,
     MirrorAverage,
     OpponentColours,
     PatchBank,
@@ -55,6 +56,14 @@ def test_mirror_averages_are_the_same_for_mirror_images():
     wanted = (bank(images).numpy() + bank(mirrored).numpy()) / 2
     np.testing.assert_allclose(layer(images), wanted, atol=1e-6)
     np.testing.assert_allclose(layer(mirrored), wanted, atol=1e-6)
+
+
+def test_logarithms_are_of_magnitudes_above_a_floor():
+    layer = LogMagnitude(0.01)
+    x = np.array([[0.0, 0.5, -0.5, 100.0]], np.float32)
+    np.testing.assert_allclose(layer(x), np.log(np.abs(x) + 0.01), rtol=1e-6)
+    assert layer.compute_output_shape((None, 3, 2)) == (None, 3, 2)
+    assert LogMagnitude.from_config(layer.get_config()).floor == 0.01
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
