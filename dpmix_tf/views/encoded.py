@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import tensorflow as tf
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.privacy import randomness
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.views.base import Records
 from dpmix_tf.views.maker import ViewMaker
@@ -88,8 +87,7 @@ class EncodedViews:
         count = layout.views[1]
 
         def make_views(ids):
-            seeds = randomness.fold_in_each(seed, ids)
-            visits = self.maker.choose_visits(seeds)
+            visits = self.maker.choose_visits(seed, ids)
             features, pair, weights = tf.numpy_function(
                 self.store.read,
                 [ids, visits],

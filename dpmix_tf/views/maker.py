@@ -194,23 +194,27 @@ class ViewMaker:
         del expected_batch_size
 
         def make_views(images, labels, ids):
-            seeds = randomness.fold_in_each(seed, ids)
-            if self.visits is not None:
-                seeds = self.fixed_seeds(ids, self.choose_visits(seeds))
+            if self.visits is None:
+                seeds = randomness.fold_in_each(seed, ids)
+            else:
+                seeds = self.fixed_seeds(ids, self.choose_visits(seed, ids))
             return self.several(images, labels, seeds)
 
         return Records((images, labels, ids), make_views)
 
-    def choose_visits(self, seeds: tf.Tensor) -> tf.Tensor:
+    def choose_visits(self, seed: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
         """Chooses one of each example's `visits` sets of views, all equally likely.
 
         Args:
-          seeds: int64 [n,2], secret, of each example at this update.
+          seed: int64 [2], secret, of this update.
+          ids: int64 [n], of the examples.
 
         Returns:
           int32 [n] in [0, visits).
         """
-        draws = randomness.uniform(seeds, 1)[:, 0]
+        if self.visits == 1:  # drawing would take longer than all that is done with it
+            return tf.zeros_like(ids, tf.int32)
+        draws = randomness.uniform(randomness.fold_in_each(seed, ids), 1)[:, 0]
         return tf.cast(draws * tf.cast(self.visits, tf.float32), tf.int32)
 
     def fixed_seeds(self, ids: tf.Tensor, visits: tf.Tensor) -> tf.Tensor:
