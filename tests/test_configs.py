@@ -27,7 +27,7 @@ from tests.models.test_pretrained import SMALL
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 # Pools are no runs; these are tried below and in training/test_fine_tuning.py.
 ELSEWHERE = ("pools", "finetune", "own_encoder")
-PUBLISHED_SIZES = {"cifar10": 50_000, "digits": 1294}
+PUBLISHED_SIZES = {"cifar10": 50_000, "digits": 1294, "fashion_mnist": 60_000}
 
 
 SMALLEST = SMALL | {
