@@ -54,9 +54,11 @@ def test_tensorflow_privacy_comes_in_by_one_door():
 
 
 def test_nothing_is_ever_unpickled():
+    """But public weights, by a reader that knows the four names they need."""
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
-        assert "import pickle" not in text and "allow_pickle=True" not in text
+        assert "allow_pickle=True" not in text
+        assert ("import pickle" in text) == (path.name == "torch_file.py"), path
 
 
 def code_lines(function):

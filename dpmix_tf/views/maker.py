@@ -194,25 +194,20 @@ class ViewMaker:
         del expected_batch_size
 
         def make_views(images, labels, ids):
-            if self.visits is None:
-                seeds = randomness.fold_in_each(seed, ids)
-            else:
+            if self.visits is not None:
                 seeds = self.fixed_seeds(ids, self.choose_visits(seed, ids))
-            return self.several(images, labels, seeds)
+                return self.several(images, labels, seeds)
+            return self.several(images, labels, randomness.fold_in_each(seed, ids))
 
         return Records((images, labels, ids), make_views)
 
     def choose_visits(self, seed: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
         """Chooses one of each example's `visits` sets of views, all equally likely.
 
-        Args:
-          seed: int64 [2], secret, of this update.
-          ids: int64 [n], of the examples.
-
-        Returns:
-          int32 [n] in [0, visits).
+        From the update's secret seed, int64 [2], and the examples' ids, int64 [n];
+        int32 [n] in [0, visits).
         """
-        if self.visits == 1:  # drawing would take longer than all that is done with it
+        if self.visits == 1:  # drawing would take longer than the rest of an update
             return tf.zeros_like(ids, tf.int32)
         draws = randomness.uniform(randomness.fold_in_each(seed, ids), 1)[:, 0]
         return tf.cast(draws * tf.cast(self.visits, tf.float32), tf.int32)
