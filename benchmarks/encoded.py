@@ -50,7 +50,9 @@ def efficientnet(size):
 
 def scattering():
     """A linear head on the scattering of a 32 x 32 colour image: 15,552 features."""
-    return models.scattering_network(input_shape=(32, 32, 3), num_classes=10)
+    return models.scattering_network(
+        input_shape=(32, 32, 3), num_classes=10, features="scattering"
+    )
 
 
 def store_of(folder, network, count, examples):

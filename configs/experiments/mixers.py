@@ -24,6 +24,7 @@ def get_config(data: str = "cifar10"):
         base, one, two = cifar10_cpu.get_config().base, 4, 4
         base.data.image_size, base.views.padding = 16, 2  # four times as fast
         base.privacy.expected_batch_size, base.privacy.updates = 256, 20
+        base.optimizer.learning_rate = 1.0
     else:
         raise ValueError(
             f"mixers.py: must be followed by cifar10 or digits, not {data}"

@@ -22,7 +22,7 @@ from dpmix_tf.models.whitening import (
 _GROUP_NORM = "group_norm"
 _FEATURES = ("scattering", "scattering+patches", "patches", _GROUP_NORM)
 _HEADS = ("linear", "two_layer", "convolutional")
-_WHITENED = 0.5  # half: worth a point of accuracy on CIFAR-10 over whole or none
+_WHITENED = 0.5  # half: a point of accuracy more on CIFAR-10 than whole
 _FLOOR = 1e-3  # of wavelet coefficients, whose logarithms are taken
 _HIDDEN = 64  # of the heads that have hidden layers, unless they are given
 
