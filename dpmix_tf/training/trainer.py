@@ -21,6 +21,7 @@ from dpmix_tf.data import (
     load_dataset,
 )
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import local_path
 from dpmix_tf.privacy import Ledger, randomness
 from dpmix_tf.privacy.plan import round_up
 from dpmix_tf.training import checkpoints, cluster
@@ -160,7 +161,7 @@ class Trainer:
     def _cache_dir(self) -> Path | None:
         """Where features are kept: several workers need a place that all can read."""
         if self.config.run.cache_dir is not None:
-            return Path(self.config.run.cache_dir)
+            return local_path(self.config.run.cache_dir, "run.cache_dir")
         alone = cluster.num_workers(self.strategy) == 1
         return self.workdir.path / "cache" if alone and self.workdir else None
 
