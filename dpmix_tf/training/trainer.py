@@ -167,14 +167,8 @@ class Trainer:
 
     def _build(self, start: Start | None) -> DPMixModel:
         run, cache_dir = self.config.run, self._cache_dir()
-        model = build_model(
-            self.config,
-            self.dataset,
-            self.plan,
-            self._seed,
-            cache_dir=cache_dir,
-            start=start,
-        )
+        made_of = (self.config, self.dataset, self.plan, self._seed)
+        model = build_model(*made_of, cache_dir=cache_dir, start=start)
         self._evaluator = Evaluator(
             model,
             batch_size=run.evaluation_batch_size,
