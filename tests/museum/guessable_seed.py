@@ -31,12 +31,19 @@ TRIED = 1_000  # seeds 0, 1, ... are tried
 class _InThisProcess:
     """Stands in for a run's process, so that a fault planted here affects it too."""
 
-    def __init__(self, arguments, **_):
-        worker.train(Path(arguments[3]))
-        self.returncode = 0
+    started = 1
 
-    def poll(self):
-        return self.returncode
+    def __init__(self, folder, *_):
+        worker.train(folder)
+
+    def status(self):
+        return 0
+
+    def stop(self):
+        pass
+
+    def wait(self):
+        pass
 
 
 def _study():
@@ -75,7 +82,7 @@ def guessed():
     """The correlation of a run's weights with the noise of the best guessed seed."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(runner, "subprocess", mock.Mock(Popen=_InThisProcess)),
+        mock.patch.object(runner, "Worker", _InThisProcess),
     ):
         root = Path(folder) / "x"
         (record,) = Runner(_study(), root).run()
