@@ -17,7 +17,7 @@ from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.encoding import can_encode, encode_views
 from dpmix_tf.training.optimizers import make_optimizer
 from dpmix_tf.training.private_step import PrivateStep
-from dpmix_tf.views import kind_of, make_views
+from dpmix_tf.views import Views, kind_of, make_views
 
 
 class Start(NamedTuple):
@@ -158,6 +158,29 @@ def build_new_network(config: ConfigDict, dataset: Dataset, seed: int) -> keras.
     )
 
 
+def encoded_if_fixed(
+    config: ConfigDict,
+    network: keras.Model,
+    views: Views,
+    source: ExampleSource,
+    cache_dir: str | Path | None,
+) -> Views:
+    """Returns the views as features if they are fixed and there is a place for them.
+
+    Args:
+      config: see training/config.py.
+      network: images -> logits.
+      views: made of images.
+      source: the examples.
+      cache_dir: see build_model.
+    """
+    if cache_dir is None or not can_encode(views, network):
+        return views
+    return encode_views(
+        network, views, source, cache_dir=cache_dir, dtype=config.run.cache_dtype
+    )
+
+
 def build_model(
     config: ConfigDict,
     dataset: Dataset,
@@ -189,14 +212,7 @@ def build_model(
         ):
             variable.assign(weight)
     views = make_views(config.views.to_dict(), load_pool(config, dataset))
-    if cache_dir is not None and can_encode(views, network):
-        views = encode_views(
-            network,
-            views,
-            dataset.train,
-            cache_dir=cache_dir,
-            dtype=config.run.cache_dtype,
-        )
+    views = encoded_if_fixed(config, network, views, dataset.train, cache_dir)
     model = DPMixModel(
         network,
         plan=plan,

@@ -153,13 +153,13 @@ class PrivateStep:
         """What clips and adds a chunk's records, of the kind that suits the network."""
         variables = self.network.trainable_variables
         if dense is not None:
-            return add_dense(variables, dense, _cross_entropy)
+            return add_dense(variables, dense, cross_entropy)
         return add_vectorised(variables, self.mean_loss)
 
     def mean_loss(self, features, labels):
         """One record's [K,...] and [K,classes] -> mean cross-entropy over its views."""
         logits = tf.cast(self.rest(features, training=True), tf.float32)
-        return tf.reduce_mean(_cross_entropy(logits, labels))
+        return tf.reduce_mean(cross_entropy(logits, labels))
 
     def _soft(self, labels):
         classes = int(self.network.output_shape[-1])
@@ -229,7 +229,7 @@ class PrivateStep:
         return int(chunk_size)
 
 
-def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """[n,classes], [n,classes] -> [n]."""
     # TensorFlow's fused cross-entropy is wrong for labels that sum to 0.
     return -tf.reduce_sum(labels * tf.nn.log_softmax(logits), axis=-1)

@@ -19,8 +19,13 @@ from dpmix_tf.data import ArraySource, Dataset
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import network_digest, split_frozen_front
 from dpmix_tf.privacy import randomness
-from dpmix_tf.training.build import Start, build_new_network, read_pool
-from dpmix_tf.training.encoding import can_encode, encode_views
+from dpmix_tf.training.build import (
+    Start,
+    build_new_network,
+    encoded_if_fixed,
+    read_pool,
+)
+from dpmix_tf.training.private_step import cross_entropy
 from dpmix_tf.views import ViewMaker, Views, make_views
 
 
@@ -64,15 +69,7 @@ def warm_start(
     if maker.only_mixed or maker.labels_only:
         maker = dataclasses.replace(maker, only_mixed=False, labels_only=False)
     source = ArraySource(pool.images, pool.labels, pool.class_names)
-    views: Views = maker
-    if cache_dir is not None and can_encode(maker, network):
-        views = encode_views(
-            network,
-            maker,
-            source,
-            cache_dir=cache_dir,
-            dtype=config.run.cache_dtype,
-        )
+    views = encoded_if_fixed(config, network, maker, source, cache_dir)
     accuracy = _train(network, views, source, seed, **settings.to_dict())
     logging.info(
         "Warm start: %.1f %% of the pool's views are classified correctly after %d "
@@ -124,9 +121,7 @@ def _train(
             inputs = front(inputs, training=False)
         with tf.GradientTape() as tape:
             logits = tf.cast(head(inputs, training=True), tf.float32)
-            loss = tf.reduce_mean(
-                tf.nn.softmax_cross_entropy_with_logits(targets, logits)
-            )
+            loss = tf.reduce_mean(cross_entropy(logits, targets))
         gradients = tape.gradient(loss, network.trainable_variables)
         optimizer.apply(gradients)
         right = tf.equal(tf.argmax(logits, 1), tf.argmax(targets, 1))
