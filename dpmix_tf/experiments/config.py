@@ -27,6 +27,8 @@ def default_experiment(base: ConfigDict, arms: Mapping[str, Any]) -> ConfigDict:
     # is tuned.
     config.tune = ConfigDict({}, type_safe=False)
     config.tuning_seeds = 1  # per trial; test runs use other seeds
+    # Test runs train on the validation examples too, once these have served tuning.
+    config.refit = False
     # Arms that must all make the same number of views per example.
     config.equal_compute = ()
     # Pairs (field of `base`, arms to plot over its values).

@@ -333,15 +333,20 @@ class _Report:
         if not self.results.trials:
             return []
         count = len(self.study.trials)
+        refit = (
+            "Test runs were then trained on the validation examples too. "
+            if self.config.refit
+            else ""
+        )
         return [
             Heading("Tuning"),
             Text(
                 f"Each arm at each epsilon had a budget of {count} trials with "
                 f"{self.config.tuning_seeds} seed(s) each. The best trial was chosen "
                 "by the validation accuracy of the averaged weights; test images "
-                "played no part. Training several times on the same examples costs "
-                "privacy, which the epsilons above do not include. The last column is "
-                "what the choice would cost, in addition to each run that is "
+                f"played no part. {refit}Training several times on the same examples "
+                "costs privacy, which the epsilons above do not include. The last "
+                "column is what the choice would cost, in addition to each run that is "
                 "published, if the number of trials were drawn from a geometric "
                 f"distribution with mean {count} (Papernot and Steinke 2022), by Renyi "
                 "accounting. It protects the training examples, not the validation "

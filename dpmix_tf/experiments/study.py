@@ -204,6 +204,8 @@ class Study:
         """
         config = self.run_config(run.arm, run.epsilon, run.seed, dict(run.trial))
         config.run.test = not run.tuning
+        if self.config.refit and not run.tuning:
+            config.data.validation_fraction = 0.0
         return config
 
     def run_config(

@@ -102,6 +102,21 @@ def test_a_misspelt_field_is_the_arms_error():
         study.config_of(Run("misspelt", 8.0, 1, (), False))
 
 
+def test_validation_examples_are_trained_on_only_after_the_choice():
+    config = tiny.get_config()
+    held_out = config.base.data.validation_fraction
+    assert held_out > 0
+    for refit, expected in ((False, held_out), (True, 0.0)):
+        config.refit = refit
+        study = Study(config)
+        trial = study.config_of(study.tuning_runs("plain", 8.0)[0])
+        test = study.config_of(study.test_runs("plain", 8.0, ())[0])
+        assert trial.data.validation_fraction == held_out
+        assert not trial.run.test
+        assert test.data.validation_fraction == expected
+        assert test.run.test
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_experiments_describe_runs(name):
     module = importlib.import_module(f"configs.experiments.{name}")
