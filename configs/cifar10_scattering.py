@@ -13,7 +13,7 @@ def get_config():
     config = default_config()
     config.data.name = "cifar10"
     config.data.validation_fraction = 0.0
-    config.network.update(name="scattering", filters=512)
+    config.network.update(name="scattering", filters=256)
     config.views.base = 1
     config.views.mixed = 0
     config.views.augment = "none"
@@ -21,9 +21,9 @@ def get_config():
     config.privacy.epsilon = 3.0
     config.privacy.delta = 1e-5
     config.privacy.expected_batch_size = 8192
-    config.privacy.updates = 120
+    config.privacy.updates = 240
     config.privacy.clip_norm = 1.0
-    config.optimizer.update(name="SGD", learning_rate=2.5, momentum=0.9)
+    config.optimizer.update(name="SGD", learning_rate=1.5, momentum=0.9)
     config.run.evaluate_every = 20
     config.run.checkpoint_every = 20
     return config

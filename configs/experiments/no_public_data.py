@@ -36,5 +36,5 @@ def get_config(data: str = "cifar10"):
     config.epsilons = (1.0, 2.0, 3.0, 4.0, 8.0)
     config.seeds = 5
     config.refit = True
-    config.tune.optimizer = {"learning_rate": (1.0, 2.5, 6.0)}
+    config.tune.optimizer = {"learning_rate": (0.5, 1.5, 3.5)}
     return config

@@ -8,12 +8,15 @@ r"""Generates a pool of public images for DP-Mix_Diff.
 If interrupted, rerun the same command: it generates only what is missing.
 
 `config.pool` sets what is generated, how many images and how; the classes and the image
-size are those of `config.data`, whose examples are never read.
+size are those of `config.data`, whose examples are never read (but for
+`--import_left_out`, which reads those that are not trained on).
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from absl import flags
 
 from dpmix_tf.cli import common
@@ -26,6 +29,13 @@ _SHARD = flags.DEFINE_string(
 )
 _IMPORT = flags.DEFINE_string(
     "import_from", None, "Instead of generating, import a folder of public images."
+)
+_LEFT_OUT = flags.DEFINE_bool(
+    "import_left_out",
+    False,
+    "Instead of generating, take config.pool.images_per_class images of each class "
+    "among the training examples that config.data.train_examples leaves out. For "
+    "experiments that treat part of a data set as public.",
 )
 _REPAIR = flags.DEFINE_bool(
     "repair", False, "First remove images that are broken or have been changed."
@@ -51,6 +61,9 @@ def _main(argv: list[str]) -> None:
     if _REPAIR.value and folder.exists():
         removed = maintenance.repair(folder)
         print(f"Removed {len(removed)} broken or changed files. {' '.join(removed)}")
+    if _LEFT_OUT.value:
+        _import_left_out(folder, data, settings["images_per_class"])
+        return _report(folder)
     class_names, image_shape = describe_dataset(
         data["name"],
         data_dir=data["data_dir"],
@@ -63,6 +76,31 @@ def _main(argv: list[str]) -> None:
         part, parts = common.parse_shard(_SHARD.value)
         fill.generate(folder, settings, class_names, image_shape, part, parts)
     return _report(folder)
+
+
+def _import_left_out(folder: Path, data: dict[str, Any], per_class: int) -> None:
+    from dpmix_tf.data import load_left_out
+    from dpmix_tf.synthetic import fill
+
+    del data["validation_fraction"]
+    source = load_left_out(**data)
+    labels = source.examine().labels
+    chosen = [
+        np.flatnonzero(labels == label)[:per_class]
+        for label in range(len(source.class_names))
+    ]
+    short = [
+        name
+        for name, found in zip(source.class_names, chosen, strict=True)
+        if len(found) < per_class
+    ]
+    if short:
+        raise DPMixError(
+            f"data.train_examples leaves out fewer than pool.images_per_class = "
+            f"{per_class} images of {', '.join(short)}. Lower one of the two."
+        )
+    images, labels = source.read(np.concatenate(chosen))
+    fill.import_examples(folder, images, labels, source.class_names)
 
 
 def _report(folder: Path) -> None:

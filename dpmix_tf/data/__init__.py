@@ -2,7 +2,13 @@
 
 from dpmix_tf.data.image_folder import ImageFolderSource
 from dpmix_tf.data.poisson import Batch, PoissonBatches
-from dpmix_tf.data.registry import DATASETS, Dataset, describe_dataset, load_dataset
+from dpmix_tf.data.registry import (
+    DATASETS,
+    Dataset,
+    describe_dataset,
+    load_dataset,
+    load_left_out,
+)
 from dpmix_tf.data.sources import (
     ArraySource,
     ExampleSource,
@@ -21,5 +27,6 @@ __all__ = [
     "describe_dataset",
     "in_order",
     "load_dataset",
+    "load_left_out",
     "ordered_batches",
 ]

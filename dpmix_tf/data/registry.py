@@ -108,38 +108,71 @@ def load_dataset(
       DPMixError: the name is unknown, files are missing, TFDS has not prepared the
         data, or a part would be empty.
     """
-    if name not in DATASETS:
-        raise DPMixError(
-            f"data.name must be one of {', '.join(DATASETS)}; received: {name!r}."
-        )
     if not 0 <= validation_fraction < 1:
         raise DPMixError(
             "validation_fraction must be at least 0 and below 1, received: "
             f"{validation_fraction}."
         )
-    if channels not in (None, 1, 3):
-        raise DPMixError(f"channels must be 1 (grey) or 3 (RGB), received: {channels}.")
-    validation: ExampleSource | None = None
-    skipped: Mapping[str, int] = {}
-    if name == "digits":
-        train, test = _digits()
-    elif name in _TFDS:
-        train, test = _tfds(_TFDS[name], data_dir, image_size, download)
-    else:
-        shape = (image_size or 224, image_size or 224, channels or 3)
-        train, validation, test, skipped = _folder(name, data_dir, shape)
+    whole = _open(name, data_dir, image_size, channels, download)
+    train, validation = whole.train, whole.validation
     if train_examples is not None:
-        if not 1 <= train_examples <= len(train):
-            raise DPMixError(
-                f"data.train_examples must be from 1 to {len(train)}; received: "
-                f"{train_examples}."
-            )
-        train = _keep(train, train_examples)
+        train, _ = _keep(train, train_examples)
     if validation_fraction == 0:
         validation = None
     elif validation is None:
         train, validation = _cut(train, validation_fraction, "validation")
-    return Dataset(train=train, validation=validation, test=test, skipped=skipped)
+    return dataclasses.replace(whole, train=train, validation=validation)
+
+
+def load_left_out(
+    name: str,
+    *,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    train_examples: int | None = None,
+    download: bool = True,
+) -> ExampleSource:
+    """Loads the training examples that `load_dataset` leaves out for `train_examples`.
+
+    For experiments that take part of a data set as public. The arguments are those of
+    load_dataset.
+
+    Raises:
+      DPMixError: as load_dataset; or no example is left out.
+    """
+    whole = _open(name, data_dir, image_size, channels, download)
+    _, left_out = _keep(whole.train, train_examples or len(whole.train))
+    if left_out is None:
+        raise DPMixError(
+            "All training examples are private: set data.train_examples to fewer than "
+            f"{len(whole.train)}, and the rest is left out."
+        )
+    return left_out
+
+
+def _open(
+    name: str,
+    data_dir: str | None,
+    image_size: int | None,
+    channels: int | None,
+    download: bool,
+) -> Dataset:
+    """All examples, with a validation part only where there is a folder of it."""
+    if name not in DATASETS:
+        raise DPMixError(
+            f"data.name must be one of {', '.join(DATASETS)}; received: {name!r}."
+        )
+    if channels not in (None, 1, 3):
+        raise DPMixError(f"channels must be 1 (grey) or 3 (RGB), received: {channels}.")
+    if name == "digits":
+        train, test = _digits()
+        return Dataset(train=train, validation=None, test=test)
+    if name in _TFDS:
+        train, test = _tfds(_TFDS[name], data_dir, image_size, download)
+        return Dataset(train=train, validation=None, test=test)
+    shape = (image_size or 224, image_size or 224, channels or 3)
+    return _folder(name, data_dir, shape)
 
 
 def describe_dataset(
@@ -210,12 +243,20 @@ def _cut(
     return source.subset(np.sort(order[size:])), source.subset(np.sort(order[:size]))
 
 
-def _keep(source: ExampleSource, count: int) -> ExampleSource:
-    """Keeps a fixed choice of `count` of a source's examples."""
+def _keep(
+    source: ExampleSource, count: int
+) -> tuple[ExampleSource, ExampleSource | None]:
+    """A fixed choice of `count` of a source's examples, and the others."""
+    if not 1 <= count <= len(source):
+        raise DPMixError(
+            f"data.train_examples must be from 1 to {len(source)}; received: {count}."
+        )
     names = source.names()
     if names is None:
-        return _cut(source, 1 - count / len(source), "")[0]
-    return source.subset(np.sort(np.argsort(_places(names, "kept"))[:count]))
+        return _cut(source, 1 - count / len(source), "")
+    order = np.argsort(_places(names, "kept"))
+    kept, others = (np.sort(part) for part in (order[:count], order[count:]))
+    return source.subset(kept), source.subset(others) if len(others) else None
 
 
 def _places(names: list[str], part: str) -> np.ndarray:
@@ -239,10 +280,8 @@ def _digits() -> tuple[ExampleSource, ExampleSource]:
     return train, test
 
 
-def _folder(
-    name: str, data_dir: str | None, shape: tuple[int, int, int]
-) -> tuple[ExampleSource, ExampleSource | None, ExampleSource, Mapping[str, int]]:
-    """Returns the training, validation (if it has a folder) and test parts; skipped."""
+def _folder(name: str, data_dir: str | None, shape: tuple[int, int, int]) -> Dataset:
+    """Returns the parts; validation only if it has a folder."""
     if not data_dir:
         raise DPMixError(
             f"data.name={name!r} needs data.data_dir: a folder with one subfolder of "
@@ -261,9 +300,15 @@ def _folder(
     if not others:
         train_part, test_part = _cut(train, 0.2, "test")
         assert test_part is not None
-        return train_part, None, test_part, train.skipped
-    skipped = sum((source.skipped for source in others.values()), train.skipped)
-    return train, others.get("validation"), others["test"], skipped
+        return Dataset(
+            train=train_part, validation=None, test=test_part, skipped=train.skipped
+        )
+    return Dataset(
+        train=train,
+        validation=others.get("validation"),
+        test=others["test"],
+        skipped=sum((source.skipped for source in others.values()), train.skipped),
+    )
 
 
 def _tfds(

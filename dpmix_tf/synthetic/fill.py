@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from dpmix_tf.errors import DPMixError
@@ -142,12 +143,7 @@ def import_folder(
             f"{sorted(set(class_names) - found)}, unexpected "
             f"{sorted(found - set(class_names))}."
         )
-    writer = PoolWriter(
-        folder,
-        class_names=class_names,
-        image_shape=image_shape,
-        generator={"name": "import"},
-    )
+    writer = _importer(folder, class_names, image_shape)
     for class_name in class_names:
         paths = image_files(source / class_name)
         for path in tqdm(paths, desc=class_name, unit="image"):
@@ -162,3 +158,35 @@ def import_folder(
             # Numbered by content, so importing again adds no duplicates.
             writer.add(class_name, int(digest[:12], 16), pixels, record)
     writer.finish()
+
+
+def import_examples(
+    folder: Path, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+) -> None:
+    """Makes a pool of labelled images in memory; adding them again changes nothing.
+
+    Args:
+      folder: the pool.
+      images: uint8 [n,H,W,C].
+      labels: integers [n].
+      class_names: the data set's class names.
+    """
+    writer = _importer(folder, class_names, images.shape[1:])
+    for image, label in tqdm(
+        zip(images, labels, strict=True), total=len(images), unit="image"
+    ):
+        digest = hashlib.sha256(image.tobytes()).hexdigest()
+        record = {"generator": "import", "source_sha256": digest}
+        writer.add(class_names[label], int(digest[:12], 16), image, record)
+    writer.finish()
+
+
+def _importer(
+    folder: Path, class_names: Sequence[str], image_shape: Sequence[int]
+) -> PoolWriter:
+    return PoolWriter(
+        folder,
+        class_names=class_names,
+        image_shape=image_shape,
+        generator={"name": "import"},
+    )
