@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dpmix_tf
 from dpmix_tf.cli.common import _quiet_without_readers
 from tests.conftest import ROOT
 
@@ -337,6 +338,30 @@ def test_a_pool_is_generated_and_the_same_command_makes_what_it_lacks(tmp_path):
     assert "holds 10 images" in done.stdout, done.stderr
     assert first.read_bytes() == before
     assert {path: path.stat().st_mtime_ns for path in others} == kept
+
+
+@pytest.mark.slow
+def test_a_pool_of_examples_that_are_not_trained_on(tmp_path):
+    """And with too few of them, one that says so and makes nothing."""
+    arguments = (
+        "generate_pool",
+        *DIGITS,
+        f"--config.pool.path={tmp_path / 'pool'}",
+        "--config.pool.images_per_class=3",
+        "--import_left_out",
+    )
+    done = run(*arguments, "--config.data.train_examples=1430")
+    assert "leaves out fewer than pool.images_per_class = 3" in done.stderr
+    assert not (tmp_path / "pool").exists()
+    done = run(*arguments, "--config.data.train_examples=1000")
+    assert "holds 30 images of 10 classes, 8x8x1." in done.stdout, done.stderr
+    pool = dpmix_tf.SyntheticPool.load(tmp_path / "pool")
+    settings = {"train_examples": 1000, "validation_fraction": 0.0}
+    train = dpmix_tf.data.load_dataset("digits", **settings).train
+    images, labels = train.read(np.arange(len(train)))
+    private = {image.tobytes() for image in images}
+    assert not private & {image.tobytes() for image in pool.images}
+    assert np.bincount(pool.labels).tolist() == [3] * 10
 
 
 def test_an_address_is_refused_as_a_config():

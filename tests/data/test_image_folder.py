@@ -14,6 +14,7 @@ from dpmix_tf.data import (
     describe_dataset,
     file_index,
     load_dataset,
+    load_left_out,
 )
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.images import image_files
@@ -67,6 +68,22 @@ def test_the_parts_of_a_folder_are_of_the_sizes_asked_for(tmp_path):
     some = load(tmp_path, validation_fraction=0.0, train_examples=100)
     assert len(some.train) == 100 and some.validation is None
     assert some.test.names() == dataset.test.names()
+
+
+def test_what_is_left_out_is_the_rest_of_the_training_part(tmp_path):
+    fill(tmp_path)
+    whole = load(tmp_path, validation_fraction=0.0)
+    for kept in (1, 20, len(whole.train) - 1):
+        some = load(tmp_path, validation_fraction=0.0, train_examples=kept)
+        left_out = load_left_out(
+            "image_folder", data_dir=str(tmp_path), image_size=8, train_examples=kept
+        )
+        assert sorted(some.train.names() + left_out.names()) == whole.train.names()
+    for everything in (len(whole.train), None):
+        with pytest.raises(DPMixError, match="All training examples are private"):
+            load_left_out(
+                "image_folder", data_dir=str(tmp_path), train_examples=everything
+            )
 
 
 def test_parts_that_would_be_empty_are_refused(tmp_path):
