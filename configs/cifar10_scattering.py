@@ -13,7 +13,9 @@ def get_config():
     config = default_config()
     config.data.name = "cifar10"
     config.data.validation_fraction = 0.0
-    config.network.update(name="scattering", filters=256)
+    config.network.update(
+        name="scattering", features="scattering+patches", filters=256, head="linear"
+    )
     config.views.base = 1
     config.views.mixed = 0
     config.views.augment = "none"

@@ -31,6 +31,7 @@ from tests.serving.c_api import CModel
 
 _KILLS = flags.DEFINE_integer("kills", 50, "Random moments at which each is killed.")
 _FLIPS = flags.DEFINE_integer("flips", 50, "Random bits flipped, and cuts made.")
+_ONLY = flags.DEFINE_string("only", None, "Only this row of the table.")
 _OUTPUT = flags.DEFINE_string("output", None, "File to write the table to.")
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -171,6 +172,48 @@ def kill_generation(folder, kills, counts):
     kill(generate, whole, kills, counts, check=check_pool, same=same_pool)
 
 
+def encode(cache):
+    """Encodes the digits' views: three blocks under a frozen front of wavelets."""
+    return [
+        ROOT / "bin" / "cache.py",
+        f"--config={ROOT / 'configs' / 'cifar10_scattering.py'}",
+        "--config.data.name=digits",
+        "--config.network.features=scattering",
+        "--config.views.base=32",
+        "--config.views.augment=affine",
+        "--config.views.visits=6",
+        f"--cache_dir={cache}",
+    ]
+
+
+def check_cache(cache):
+    """Every block under its final name is whole: none is shorter than the first."""
+    for key in cache.glob("*/key.json"):
+        json.loads(key.read_text())
+    for folder in cache.iterdir():
+        sizes = [path.stat().st_size for path in sorted(folder.glob("block-*.bin"))]
+        assert all(size == sizes[0] for size in sizes[:-1]), sizes
+
+
+def same_cache(one, other):
+    """Whether two caches hold the same files, byte for byte."""
+
+    def digests(cache):
+        return {
+            path.relative_to(cache): hashlib.sha256(path.read_bytes()).digest()
+            for path in cache.rglob("*")
+            if path.is_file()
+        }
+
+    return digests(one) == digests(other)
+
+
+def kill_encoding(folder, kills, counts):
+    """Kills encodings; no block is left half written under its final name."""
+    whole = folder / "whole_cache"
+    kill(encode, whole, kills, counts, check=check_cache, same=same_cache)
+
+
 def export_command(folder, models):
     """Exports the run that nobody disturbed."""
     return [
@@ -273,9 +316,12 @@ def main(argv):
                 "newest checkpoint",
                 lambda c: damage_checkpoints(folder, _FLIPS.value, c),
             ),
+            ("encoding", lambda c: kill_encoding(folder, _KILLS.value, c)),
             ("export", lambda c: kill_export(folder, _KILLS.value, c)),
             ("disk", lambda c: full_disk(folder, c)),
         ):
+            if _ONLY.value not in (None, what):
+                continue
             counts = Counter({"lost": 0})
             fault(counts)
             figures = ", ".join(f"{count} {name}" for name, count in counts.items())
@@ -286,7 +332,7 @@ def main(argv):
         "Written by `make faults`. Kills are SIGKILL at random moments from start to "
         "end; after them the same command is run to its end and compared, to the last "
         "bit, with a run that nobody disturbed (weights, epsilon, metrics; images and "
-        "manifest). Checkpoints had one bit flipped or were cut short. Exported "
+        "manifest; encoded views). Checkpoints had one bit flipped or were cut short. Exported "
         "versions, whenever one is there, are loaded by TensorFlow's C API.\n\n"
         "| what | counts |\n|---|---|\n" + "\n".join(rows) + "\n"
     )
