@@ -332,8 +332,9 @@ def main(argv):
         "Written by `make faults`. Kills are SIGKILL at random moments from start to "
         "end; after them the same command is run to its end and compared, to the last "
         "bit, with a run that nobody disturbed (weights, epsilon, metrics; images and "
-        "manifest; encoded views). Checkpoints had one bit flipped or were cut short. Exported "
-        "versions, whenever one is there, are loaded by TensorFlow's C API.\n\n"
+        "manifest; encoded views). Checkpoints had one bit flipped or were cut short. "
+        "Exported versions, whenever one is there, are loaded by TensorFlow's C API."
+        "\n\n"
         "| what | counts |\n|---|---|\n" + "\n".join(rows) + "\n"
     )
     if _OUTPUT.value:

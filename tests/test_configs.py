@@ -25,8 +25,8 @@ from tests.conftest import ROOT
 from tests.models.test_pretrained import SMALL
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-# Pools are no runs; these are tried below and in training/test_fine_tuning.py.
-ELSEWHERE = ("pools", "finetune", "own_encoder")
+# Pools are no runs; the others are tried below and in training/test_fine_tuning.py.
+ELSEWHERE = ("pools", "finetune", "own_encoder", "photos", "cifar10_encoder")
 PUBLISHED_SIZES = {"cifar10": 50_000, "digits": 1294, "fashion_mnist": 60_000}
 
 
@@ -92,9 +92,7 @@ def check_plan(config, num_examples):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [n for n in NAMES if n not in ("pools", "finetune", "own_encoder")]
-)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ELSEWHERE])
 def test_config_makes_its_plan_and_one_update(name):
     module = importlib.import_module(f"configs.{name}")
     assert f"--config=configs/{name}.py" in module.__doc__

@@ -6,8 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
-from configs import own_encoder
+from configs import cifar10_encoder, own_encoder, photos
+from dpmix_tf.cli import generate_pool
 from dpmix_tf.data import load_dataset
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.serving.export import export_saved_model
@@ -59,6 +61,42 @@ def test_a_frozen_encoder_from_its_file_to_an_export(config, tmp_path):
     assert "pretrained weights" in card["statement"]
     for path in where.rglob("*"):  # where the user's file lies is not told
         assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes(), path
+
+
+@pytest.mark.slow
+def test_ones_own_photographs_need_a_folder_and_nothing_else(tmp_path):
+    """Three classes that differ in their colour alone, from files to an export."""
+    random = np.random.default_rng(0)
+    for label, name in enumerate(("blue", "green", "red")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(80):
+            pixels = random.integers(0, 150, (40, 60, 3), dtype=np.uint8)
+            pixels[..., 2 - label] += 100
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{index}.png")
+    config = photos.get_config()
+    config.data.data_dir = str(tmp_path / "photos")
+    config.data.image_size = config.network.image_size = 64  # for time
+    config.privacy.updates, config.privacy.accountant = 20, "rdp"
+    final = Trainer(config, tmp_path / "run").run()
+    assert final["test_accuracy_ema"] > 0.8
+    where = export_saved_model(tmp_path / "run", tmp_path / "models")
+    card = json.loads((where / "assets.extra" / "privacy_card.json").read_text())
+    assert card["model"]["class_names"] == ["blue", "green", "red"]
+
+
+@pytest.mark.slow
+def test_a_head_starts_from_photographs_that_are_left_out(tmp_path):
+    """As for CIFAR-10, with digits in its place: the pool is another part of them."""
+    config = cifar10_encoder.get_config("432")
+    config.data.name = "digits"
+    config.network.image_size, config.network.components = 32, 20
+    config.views.base, config.views.mixed = 2, 2
+    config.pool.path = str(tmp_path / "pool")
+    config.privacy.update(updates=2, accountant="rdp")
+    generate_pool._import_left_out(tmp_path / "pool", config.data.to_dict(), 10)
+    Trainer(config, tmp_path / "run").run()
+    statement = json.loads((tmp_path / "run" / "privacy.json").read_text())["statement"]
+    assert "starts from weights trained on a pool of" in statement
 
 
 @pytest.mark.slow
