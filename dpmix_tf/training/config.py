@@ -98,6 +98,8 @@ def default_config() -> ConfigDict:
     config.warm_start.epochs = 0  # over the pool, each image as its K views; 0: none
     config.warm_start.batch_size = 32  # images
     config.warm_start.learning_rate = 0.001  # of Adam
+    # Instead: a folder that bin/pretrain.py has made from the same pool and network.
+    config.warm_start.path = config_dict.placeholder(str)
 
     config.privacy = ConfigDict()  # give either epsilon or noise_multiplier
     config.privacy.epsilon = config_dict.placeholder(float)

@@ -4,29 +4,27 @@ The pool is public, so this costs no privacy budget, and private training need n
 its first updates on what the pool could have taught.
 """
 
-import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
-from absl import logging
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from dpmix_tf.data import ArraySource, Dataset
+from dpmix_tf.data import ArraySource, Dataset, describe_dataset
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.models import network_digest, split_frozen_front
-from dpmix_tf.privacy import randomness
+from dpmix_tf.files import local_path
+from dpmix_tf.models import network_digest, split_frozen_front, without_place
+from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training.build import (
     Start,
     build_new_network,
     encoded_if_fixed,
+    pin_weights,
     read_pool,
 )
-from dpmix_tf.training.private_step import cross_entropy
-from dpmix_tf.views import ViewMaker, Views, make_views
+from dpmix_tf.training.pool_training import Epochs, pool_views, train_on_pool
+from dpmix_tf.values import flatten
 
 
 def warm_start(
@@ -44,99 +42,92 @@ def warm_start(
       cache_dir: see build_model.
 
     Returns:
-      None if `warm_start.epochs` is 0.
+      None if `warm_start.epochs` is 0; what `pretrain` made if there is a
+      `warm_start.path`.
 
     Raises:
       DPMixError: a setting is out of range, there is no pool, it holds training images,
-        or training diverges.
+        or training diverges; or what `path` names is of another pool or network.
     """
     settings = config.warm_start
+    if settings.path is not None:
+        return _pretrained(config, dataset)
     if settings.epochs == 0:
         return None
-    if min(settings.epochs, settings.batch_size) < 1 or not settings.learning_rate > 0:
-        raise DPMixError(
-            "warm_start needs epochs of 0 or more, a batch_size of 1 or more and a "
-            f"learning_rate above 0; received: {settings.to_dict()}."
-        )
     pool = read_pool(config, dataset, f"warm_start.epochs = {settings.epochs}")
+    maker = pool_views(config, pool)
     network = build_new_network(config, dataset, seed)
-    maker = make_views(config.views.to_dict(), pool)
-    if not isinstance(maker, ViewMaker):
-        raise DPMixError(
-            "warm_start needs views of one image at a time; views.microbatch blends "
-            "different images. Set one of the two to its default."
-        )
-    if maker.only_mixed or maker.labels_only:
-        maker = dataclasses.replace(maker, only_mixed=False, labels_only=False)
     source = ArraySource(pool.images, pool.labels, pool.class_names)
     views = encoded_if_fixed(config, network, maker, source, cache_dir)
-    accuracy = _train(network, views, source, seed, **settings.to_dict())
-    logging.info(
-        "Warm start: %.1f %% of the pool's views are classified correctly after %d "
-        "epochs.",
-        100 * accuracy,
-        settings.epochs,
+    train_on_pool(config, network, views, source, seed)
+    return Start(
+        [np.asarray(variable) for variable in network.trainable_variables],
+        {"pool": pool.digest, "network": network_digest(network)},
     )
-    weights = [np.asarray(variable) for variable in network.trainable_variables]
-    if not all(np.isfinite(weight).all() for weight in weights):
+
+
+def pretrain(config: ConfigDict, folder: str | Path) -> float | None:
+    """Trains a whole network on its pool, ahead of private training.
+
+    No private example is read, so it can be done elsewhere. Stopped anywhere, the same
+    call goes on at the next epoch and ends with the same weights, except for rounding
+    on another machine. Train with `warm_start.path` set to the folder.
+
+    Args:
+      config: see training/config.py.
+      folder: is created; it keeps the two newest epochs.
+
+    Returns:
+      The accuracy on the views of the last epoch, in [0, 1]; None if there was nothing
+      left to do.
+
+    Raises:
+      DPMixError: as warm_start; or the network has a frozen front, or the folder was
+        made with other settings.
+    """
+    if config.pool.path is None:
         raise DPMixError(
-            "The warm start diverged. Lower warm_start.learning_rate, which is "
-            f"{settings.learning_rate:g}. No privacy budget was spent."
+            "Pretraining needs pool.path: a folder made by bin/generate_pool.py."
         )
-    return Start(weights, {"pool": pool.digest, "network": network_digest(network)})
-
-
-def _train(
-    network: keras.Model,
-    views: Views,
-    source: ArraySource,
-    seed: int,
-    *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-) -> float:
-    """Trains as Keras would; returns the accuracy on the views of the last epoch."""
-    size, classes = len(source), len(source.class_names)
-    batch_size = min(batch_size, size)
-    optimizer = keras.optimizers.Adam(learning_rate)
-    optimizer.build(network.trainable_variables)
-    front, head = split_frozen_front(network)
-    key = randomness.derive(seed, "warm start")
-    random = np.random.default_rng(key.view(np.uint64))
-
-    @tf.function
-    def update(images, labels, ids, key):
-        records = views.records(
-            images,
-            tf.one_hot(labels, classes),
-            ids,
-            seed=key,
-            expected_batch_size=batch_size,
+    if config.warm_start.epochs == 0:
+        raise DPMixError("Pretraining needs warm_start.epochs of 1 or more.")
+    classes, shape = describe_dataset(
+        config.data.name,
+        data_dir=config.data.data_dir,
+        image_size=config.data.image_size,
+        channels=config.data.channels,
+    )
+    pool = SyntheticPool.load(config.pool.path, class_names=classes, image_shape=shape)
+    maker = pool_views(config, pool)
+    source = ArraySource(pool.images, pool.labels, pool.class_names)
+    network = build_new_network(
+        config, Dataset(train=source, validation=None, test=source), 0
+    )
+    if split_frozen_front(network)[0] is not None:
+        raise DPMixError(
+            "The network has a frozen front, so what is trained of it is trained on "
+            "the pool in little time: set warm_start.epochs and train."
         )
-        inputs, targets = records.make_views(*records.tensors)
-        inputs = tf.reshape(inputs, [-1, *inputs.shape[2:]])
-        targets = tf.reshape(targets, [-1, classes])
-        if front is not None and not views.encoded:
-            inputs = front(inputs, training=False)
-        with tf.GradientTape() as tape:
-            logits = tf.cast(head(inputs, training=True), tf.float32)
-            loss = tf.reduce_mean(cross_entropy(logits, targets))
-        gradients = tape.gradient(loss, network.trainable_variables)
-        optimizer.apply(gradients)
-        right = tf.equal(tf.argmax(logits, 1), tf.argmax(targets, 1))
-        return tf.reduce_mean(tf.cast(right, tf.float32))
+    epochs = Epochs(local_path(folder, "--output"), _facts(config, pool))
+    return train_on_pool(config, network, maker, source, 0, epochs)
 
-    accuracies: list[Any] = []
-    bar = tqdm(range(epochs), unit="epoch", desc="Warm start", dynamic_ncols=True)
-    for epoch in bar:
-        order = random.permutation(size)
-        # The last batch is filled up with the first images.
-        order = np.resize(order, -(-size // batch_size) * batch_size)
-        accuracies = []
-        for ids in order.reshape(-1, batch_size):
-            images, labels = source.read(ids)
-            ids = tf.constant(ids, tf.int64)
-            this = randomness.fold_in(tf.constant(key), epoch)
-            accuracies.append(update(images, labels, ids, this))
-    return float(np.mean(accuracies))
+
+def _pretrained(config: ConfigDict, dataset: Dataset) -> Start:
+    """What `pretrain` has written."""
+    path = config.warm_start.path
+    if config.warm_start.epochs:
+        raise DPMixError(
+            f"warm_start.path = {path} names weights that are trained on the pool; "
+            f"warm_start.epochs = {config.warm_start.epochs} would train them again. "
+            "Give one of the two."
+        )
+    pool = read_pool(config, dataset, f"warm_start.path = {path}")
+    epochs = Epochs(local_path(path, "warm_start.path"), _facts(config, pool))
+    return epochs.finished()
+
+
+def _facts(config: ConfigDict, pool: SyntheticPool) -> dict[str, Any]:
+    """What must be the same in pretraining and in the training that starts from it."""
+    network = flatten(without_place(pin_weights(config).network.to_dict()))
+    facts = {"pool": pool.digest, **{f"network.{k}": v for k, v in network.items()}}
+    return json.loads(json.dumps(facts))  # as they are read

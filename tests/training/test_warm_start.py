@@ -11,9 +11,9 @@ from dpmix_tf.serving.export import export_saved_model
 from dpmix_tf.serving.privacy_card import read_card, to_markdown
 from dpmix_tf.synthetic.fill import generate
 from dpmix_tf.synthetic.pool import PoolWriter, SyntheticPool
-from dpmix_tf.training import Trainer, default_config, restore_network
+from dpmix_tf.training import Trainer, checkpoints, default_config, restore_network
 from dpmix_tf.training.build import build_new_network
-from dpmix_tf.training.warm_start import warm_start
+from dpmix_tf.training.warm_start import pretrain, warm_start
 from tests.training.test_trainer import small_config
 
 
@@ -171,3 +171,115 @@ def test_a_pool_of_private_images_is_refused(tmp_path):
     writer.finish()
     with pytest.raises(DPMixError, match="training images themselves"):
         Trainer(config_for(tmp_path / "pool"), tmp_path / "run")
+
+
+class Stopped(Exception):
+    """As if the process had been killed."""
+
+
+def test_pretraining_goes_on_where_it_was_stopped_and_training_starts_from_it(
+    pool, tmp_path, digits, monkeypatch
+):
+    config = config_for(pool, epochs=3)
+    assert pretrain(config, tmp_path / "whole") > 0.15
+    save = checkpoints.save
+
+    def save_two(folder, arrays, metadata):
+        if metadata["updates"] == 3:
+            raise Stopped
+        return save(folder, arrays, metadata)
+
+    monkeypatch.setattr(checkpoints, "save", save_two)
+    with pytest.raises(Stopped):
+        pretrain(config, tmp_path / "stopped")
+    config.warm_start.update(path=str(tmp_path / "stopped"), epochs=0)
+    with pytest.raises(DPMixError, match="holds no finished pretraining"):
+        warm_start(config, digits, seed=1)
+    monkeypatch.undo()
+    config.warm_start.update(path=None, epochs=3)
+    pretrain(config, tmp_path / "stopped")
+    assert pretrain(config, tmp_path / "stopped") is None  # nothing is left to do
+
+    config.warm_start.epochs = 0
+    starts = []
+    for name in ("whole", "stopped"):
+        config.warm_start.path = str(tmp_path / name)
+        starts.append(warm_start(config, digits, seed=1))
+    assert starts[0].record == starts[1].record
+    assert starts[0].record["pool"] == SyntheticPool.load(pool).digest
+    for weight, same in zip(starts[0].weights, starts[1].weights, strict=True):
+        np.testing.assert_array_equal(weight, same)
+    trainer = Trainer(config, tmp_path / "run")
+    for variable, weight in zip(
+        trainer.model.network.trainable_variables, starts[0].weights, strict=True
+    ):
+        np.testing.assert_array_equal(variable, weight)
+    trainer.run()
+    (entry,) = trainer.model.ledger.entries
+    assert ledger.WARM_START in entry.conditions
+
+
+def test_pretraining_reads_no_private_example(pool, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the data set was opened")
+
+    monkeypatch.setattr("dpmix_tf.data.registry._digits", refuse)
+    pretrain(config_for(pool, epochs=1), tmp_path)
+
+
+def test_what_was_pretrained_otherwise_is_refused(pool, tmp_path, digits):
+    config = config_for(pool, epochs=1)
+    pretrain(config, tmp_path / "start")
+    config.warm_start.path = str(tmp_path / "start")
+    with pytest.raises(DPMixError, match="Give one of the two"):
+        warm_start(config, digits, seed=1)
+    config.warm_start.epochs = 0
+    widths = config.network.widths
+    config.network.widths = (4, 4)
+    with pytest.raises(DPMixError, match=r"network.widths: .* \[4, 4\] here"):
+        warm_start(config, digits, seed=1)
+    config.network.widths = widths
+    config.warm_start.path = None
+    config.warm_start.update(epochs=1, learning_rate=0.5)
+    with pytest.raises(DPMixError, match="was pretrained with .*0.01"):
+        pretrain(config, tmp_path / "start")
+    frozen = config_for(pool, epochs=1)
+    frozen.network = {"name": "scattering", "features": "group_norm"}
+    with pytest.raises(DPMixError, match="has a frozen front"):
+        pretrain(frozen, tmp_path / "frozen")
+    for change, words in (
+        ({"pool": {"path": None}}, "needs pool.path"),
+        ({"warm_start": {"epochs": 0}}, "epochs of 1 or more"),
+    ):
+        with pytest.raises(DPMixError, match=words):
+            pretrain(config_for(pool, **change), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_other_pools_and_pools_of_private_images_are_refused(pool, tmp_path, digits):
+    config = config_for(pool, epochs=1)
+    pretrain(config, tmp_path / "start")
+    settings = default_config().pool.to_dict() | {"images_per_class": 2}
+    other = tmp_path / "other"
+    generate(other, settings, [str(digit) for digit in range(10)], (8, 8, 1))
+    config.warm_start.update(path=str(tmp_path / "start"), epochs=0)
+    config.pool.path = str(other)
+    with pytest.raises(DPMixError, match="pool: .* there, .* here"):
+        warm_start(config, digits, seed=1)
+    images, labels = digits.train.read(np.arange(60))
+    writer = PoolWriter(
+        tmp_path / "stolen",
+        class_names=digits.class_names,
+        image_shape=(8, 8, 1),
+        generator={"name": "stolen"},
+    )
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        writer.add(digits.class_names[label], index, image, {})
+    writer.finish()
+    config.pool.path = str(tmp_path / "stolen")
+    config.warm_start.update(path=None, epochs=1)
+    pretrain(config, tmp_path / "from_stolen")  # it cannot know
+    config.warm_start.update(path=str(tmp_path / "from_stolen"), epochs=0)
+    with pytest.raises(DPMixError, match="training images themselves"):
+        Trainer(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "privacy.json").exists()
