@@ -59,6 +59,21 @@ PAGES = (
         "system's account.",
     ),
     (
+        "encoded",
+        "Encoded views",
+        ["encoded.py"],
+        "An update of a linear head on views that are encoded once, against one that "
+        "encodes them, one with a gradient for each record, and a plain, non-private "
+        "step on the same features. The encoder is as large as EfficientNet-B0 at 112 "
+        "pixels, with random weights.",
+    ),
+    (
+        "features",
+        "Features that need no data",
+        ["features.py"],
+        "Images per second. The first three rows compute the same numbers.",
+    ),
+    (
         "input",
         "Input",
         ["input.py"],

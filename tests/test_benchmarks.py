@@ -45,6 +45,15 @@ def test_steps_are_compared(tmp_path):
     assert all(result["ratio"] > 0 for result in results)
 
 
+def test_features_are_made_beside_kymatios(tmp_path):
+    seconds = run(
+        "features.py",
+        tmp_path / "features.json",
+        *("--batch=2", "--repeats=1", "--filters=4"),
+    )
+    assert len(seconds) == 4 and all(len(each) == 1 for each in seconds.values())
+
+
 def test_input_is_measured(tmp_path):
     results = run(
         "input.py",
