@@ -33,7 +33,7 @@ def get_config(private: str = "432"):
     config.epsilons = (1.0, 3.0, 8.0)
     config.seeds = 5
     config.baseline = "self_aug_34"
-    config.tune.update({"optimizer": {"learning_rate": (0.1, 0.25, 0.5, 1.0)}})
+    config.tune.update({"optimizer": {"learning_rate": (0.03, 0.1, 0.3, 1.0, 3.0)}})
     config.equal_compute = ("self_aug_34", "dp_mix_self")
     config.show_views = True
     return config
