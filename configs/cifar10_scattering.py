@@ -3,11 +3,11 @@
   python bin/train.py --config=configs/cifar10_scattering.py --workdir=runs/scattering
 
 Add --config.data.data_dir=... if TFDS has already prepared CIFAR-10 there. On two cores
-it takes about eight minutes: five for the features of 60,000 images, which are kept, and
-two for the head.
+it takes about eight minutes: five for the features of 60,000 images, which are kept,
+and two for the head.
 
-Test accuracy in percent at epsilon = 1 / 3 / 8, with learning rates of 0.5 / 1.5 / 3.5, 5
-seeds, on a JPEG copy of CIFAR-10: 70.1 / 73.9 / 75.8 (docs/results.md).
+Test accuracy in percent at epsilon = 1 / 3 / 8, with rates of 0.5 / 1.5 / 3.5, 5 seeds,
+on a JPEG copy of CIFAR-10: 70.1 / 73.9 / 75.8 (docs/results.md).
 """
 
 from dpmix_tf.training import default_config
