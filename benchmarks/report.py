@@ -64,8 +64,7 @@ PAGES = (
         ["encoded.py"],
         "An update of a linear head on views that are encoded once, against one that "
         "encodes them, one with a gradient for each record, and a plain, non-private "
-        "step on the same features. The encoder is as large as EfficientNet-B0 at 112 "
-        "pixels, with random weights.",
+        "step on the same features. The encoder is EfficientNet-Lite0 at 112 pixels.",
     ),
     (
         "features",

@@ -45,6 +45,14 @@ def test_steps_are_compared(tmp_path):
     assert all(result["ratio"] > 0 for result in results)
 
 
+def test_heads_on_encoded_views_are_measured(tmp_path):
+    found = run(
+        "encoded.py", tmp_path / "encoded.json", "--heads=encoder", "--repeats=1"
+    )
+    contestants = {"plain", "closed form", "gradients", "encoding"}
+    assert found["encoder"].keys() == contestants
+
+
 def test_features_are_made_beside_kymatios(tmp_path):
     seconds = run(
         "features.py",
