@@ -156,7 +156,7 @@ def main(_):
     """Prints the table."""
     print("| head | K | examples | plain, ms | closed form | gradients | encoding |")
     print("|---|---|---|---|---|---|---|")
-    found = {}
+    found, ratios = {}, []
     for name in _HEADS.value:
         with tempfile.TemporaryDirectory() as folder:
             found[name] = seconds = compare(name, folder)
@@ -166,7 +166,8 @@ def main(_):
         medians = {each: float(np.median(seconds[each])) for each in seconds}
         for each in ("plain", "gradients", "encoding"):
             ratio = medians["closed form"] / medians[each]
-            print(f"  closed form / {each}: {ratio:.3g}", flush=True)
+            ratios.append(f"- {name}, closed form / {each}: {ratio:.3g}")
+    print("", *ratios, sep="\n")
     if _JSON.value:
         write_text_atomic(Path(_JSON.value), json.dumps(found, indent=1))
 
