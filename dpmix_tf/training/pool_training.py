@@ -21,7 +21,10 @@ from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training import checkpoints
 from dpmix_tf.training.build import Start
 from dpmix_tf.training.private_step import cross_entropy
+from dpmix_tf.training.workdir import differences
 from dpmix_tf.views import ViewMaker, Views, make_views
+
+POOL = "SHA-256 of the pool"
 
 
 def pool_views(config: ConfigDict, pool: SyntheticPool) -> ViewMaker:
@@ -54,7 +57,8 @@ class Epochs:
 
     Args:
       folder: is created with the first epoch.
-      facts: what must be the same in all that use it.
+      facts: what must be the same in all that use it: POOL, the digest, and the
+        network's settings.
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any]):
@@ -62,15 +66,11 @@ class Epochs:
 
     def _load(self):
         found = checkpoints.load_latest(self.folder)
-        if found is not None and found[1]["facts"] != self._facts:
-            there = found[1]["facts"]
+        lines = differences(found[1]["facts"], self._facts) if found else []
+        if lines:
             raise DPMixError(
                 f"{self.folder} was pretrained with other settings: "
-                + "; ".join(
-                    f"{name}: {there.get(name)} there, {self._facts.get(name)} here"
-                    for name in sorted(there.keys() | self._facts.keys())
-                    if there.get(name) != self._facts.get(name)
-                )
+                + "; ".join(lines)
                 + ". Use another folder, or the same settings."
             )
         return found
@@ -122,7 +122,7 @@ class Epochs:
             )
         arrays, metadata = found
         weights = [arrays[str(index)] for index in range(metadata["trained"])]
-        record = {"pool": self._facts["pool"], "network": metadata["network"]}
+        record = {"pool": self._facts[POOL], "network": metadata["network"]}
         return Start(weights, record)
 
 

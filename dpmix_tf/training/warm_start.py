@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from dpmix_tf.data import ArraySource, Dataset, describe_dataset
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path
-from dpmix_tf.models import network_digest, split_frozen_front, without_place
+from dpmix_tf.models import network_digest, split_frozen_front
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training.build import (
     Start,
@@ -23,8 +23,7 @@ from dpmix_tf.training.build import (
     pin_weights,
     read_pool,
 )
-from dpmix_tf.training.pool_training import Epochs, pool_views, train_on_pool
-from dpmix_tf.values import flatten
+from dpmix_tf.training.pool_training import POOL, Epochs, pool_views, train_on_pool
 
 
 def warm_start(
@@ -128,6 +127,5 @@ def _pretrained(config: ConfigDict, dataset: Dataset) -> Start:
 
 def _facts(config: ConfigDict, pool: SyntheticPool) -> dict[str, Any]:
     """What must be the same in pretraining and in the training that starts from it."""
-    network = flatten(without_place(pin_weights(config).network.to_dict()))
-    facts = {"pool": pool.digest, **{f"network.{k}": v for k, v in network.items()}}
+    facts = {POOL: pool.digest, "network": pin_weights(config).network.to_dict()}
     return json.loads(json.dumps(facts))  # as they are read

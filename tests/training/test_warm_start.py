@@ -157,11 +157,11 @@ def test_what_cannot_work_is_refused_before_anything_is_spent(
     assert not (tmp_path / "run" / "privacy.json").exists()
 
 
-def test_a_pool_of_private_images_is_refused(tmp_path):
-    digits = load_dataset("digits")
+def steal(digits, folder):
+    """Makes a pool of private images."""
     images, labels = digits.train.read(np.arange(60))
     writer = PoolWriter(
-        tmp_path / "pool",
+        folder,
         class_names=digits.class_names,
         image_shape=(8, 8, 1),
         generator={"name": "stolen"},
@@ -169,6 +169,10 @@ def test_a_pool_of_private_images_is_refused(tmp_path):
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         writer.add(digits.class_names[label], index, image, {})
     writer.finish()
+
+
+def test_a_pool_of_private_images_is_refused(tmp_path):
+    steal(load_dataset("digits"), tmp_path / "pool")
     with pytest.raises(DPMixError, match="training images themselves"):
         Trainer(config_for(tmp_path / "pool"), tmp_path / "run")
 
@@ -266,16 +270,7 @@ def test_other_pools_and_pools_of_private_images_are_refused(pool, tmp_path, dig
     config.pool.path = str(other)
     with pytest.raises(DPMixError, match="pool: .* there, .* here"):
         warm_start(config, digits, seed=1)
-    images, labels = digits.train.read(np.arange(60))
-    writer = PoolWriter(
-        tmp_path / "stolen",
-        class_names=digits.class_names,
-        image_shape=(8, 8, 1),
-        generator={"name": "stolen"},
-    )
-    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        writer.add(digits.class_names[label], index, image, {})
-    writer.finish()
+    steal(digits, tmp_path / "stolen")
     config.pool.path = str(tmp_path / "stolen")
     config.warm_start.update(path=None, epochs=1)
     pretrain(config, tmp_path / "from_stolen")  # it cannot know
