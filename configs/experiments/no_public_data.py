@@ -17,6 +17,9 @@ _FEATURES = {
     "scattering": {"features": "scattering"},
     "patches": {"features": "patches"},
     "both": {"features": "scattering+patches"},
+    # Other draws of the same constants: the images of dead leaves, the patches.
+    "both_seed_1": {"features": "scattering+patches", "seed": 1},
+    "both_seed_2": {"features": "scattering+patches", "seed": 2},
 }
 
 
