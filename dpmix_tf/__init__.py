@@ -29,7 +29,12 @@ if os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true"):
 
 if TYPE_CHECKING:
     from dpmix_tf import auditing, data, models, views
-    from dpmix_tf.data import ArraySource, ImageFolderSource, PoissonBatches
+    from dpmix_tf.data import (
+        ArraySource,
+        ImageFolderSource,
+        PeopleSource,
+        PoissonBatches,
+    )
     from dpmix_tf.errors import BudgetExhaustedError, DPMixError
     from dpmix_tf.privacy import Ledger, PrivacyPlan
     from dpmix_tf.synthetic import SyntheticPool
@@ -53,6 +58,7 @@ _HOME = {
     "KalmanOptimizer": "training",
     "Ledger": "privacy",
     "LowPassOptimizer": "training",
+    "PeopleSource": "data",
     "PoissonBatches": "data",
     "PrivacyPlan": "privacy",
     "SyntheticPool": "synthetic",
@@ -71,6 +77,7 @@ __all__ = [
     "KalmanOptimizer",
     "Ledger",
     "LowPassOptimizer",
+    "PeopleSource",
     "PoissonBatches",
     "PrivacyPlan",
     "SyntheticPool",

@@ -31,10 +31,12 @@ _RECORDS_HELD = 16_000_000  # numbers held at once while gradient canaries are a
 
 
 class CanarySource(ExampleSource):
-    """Private examples, then image canaries, then gradient canaries (black images).
+    """Private records, then image canaries, then gradient canaries (black images).
+
+    Among people, a canary is a person with a single image.
 
     Args:
-      source: the private examples.
+      source: the private examples, or people.
       images: the image canaries, uint8 or float [n,H,W,C], as in the source.
       labels: int [n], of the image canaries.
       gradients: number of gradient canaries.
@@ -54,21 +56,31 @@ class CanarySource(ExampleSource):
         self.class_names = source.class_names
         self.image_shape = source.image_shape
         self.image_dtype = source.image_dtype
+        self.record, self.slots = source.record, source.slots
 
     def __len__(self) -> int:
-        """Number of examples, canaries included."""
+        """Number of records, canaries included."""
         return len(self._source) + len(self._labels)
 
     def read(self, indices):
-        """Reads examples and canaries."""
+        """Reads records and canaries, as at the first turn of a public draw."""
         indices = np.asarray(indices, np.int64)
-        canaries = indices - len(self._source)
+        return self.draw(indices, np.zeros(2, np.int64), np.zeros_like(indices))
+
+    def draw(self, ids, key, turns):
+        """Reads records and canaries."""
+        canaries = ids - len(self._source)
         ours = canaries >= 0
-        images = np.empty((len(indices), *self.image_shape), self.image_dtype)
-        labels = np.empty(len(indices), np.int32)
-        images[~ours], labels[~ours] = self._source.read(indices[~ours])
-        images[ours] = self._images[canaries[ours]]
-        labels[ours] = self._labels[canaries[ours]]
+        slots = () if self.slots is None else (self.slots,)
+        images = np.empty((len(ids), *slots, *self.image_shape), self.image_dtype)
+        labels = np.empty((len(ids), *slots), np.int32)
+        images[~ours], labels[~ours] = self._source.draw(ids[~ours], key, turns[~ours])
+        if slots:
+            images[ours] = self._images[canaries[ours], np.newaxis]
+            labels[ours] = self._labels[canaries[ours], np.newaxis]
+        else:
+            images[ours] = self._images[canaries[ours]]
+            labels[ours] = self._labels[canaries[ours]]
         return images, labels
 
 

@@ -46,7 +46,7 @@ def attack_membership(
     dataset = restore_data(workdir, metadata, data_dir=data_dir)
     losses_of, odds, labels = {}, {}, {}
     for name, source in (("in", dataset.train), ("out", dataset.test)):
-        random = np.random.default_rng(0)
+        source, random = source.examples, np.random.default_rng(0)
         chosen = random.permutation(len(source))[:_MOST_MEMBERS]
         images, labels[name] = source.read(chosen)
         logits = network.predict(as_float(images), batch_size=500, verbose=0)

@@ -96,7 +96,7 @@ class _Experiment:
         self.config, self.images, self.gradients = config, images, gradients
         self.dataset = load_dataset(**config.data.to_dict())
         examples = len(self.dataset.train)
-        self.claimed = make_plan(config, examples)
+        self.claimed = make_plan(config, examples, self.dataset.train.record)
         if not self.claimed.noise_multiplier > 0:
             raise DPMixError(
                 "A plan without noise claims nothing that could be audited."

@@ -15,7 +15,7 @@ from dpmix_tf.errors import DPMixError
 _CONFIG = common.define_config()
 _OUTPUT = flags.DEFINE_string("output", "views.png", "PNG file to write.")
 _INDEX = flags.DEFINE_integer(
-    "index", 0, "Index of the training example.", lower_bound=0
+    "index", 0, "Index of the training example, or person.", lower_bound=0
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the views.", lower_bound=0)
 
@@ -41,7 +41,7 @@ def _main(argv: list[str]) -> None:
     draw_views(
         views,
         images[0],
-        int(labels[0]),
+        labels[0],
         dataset.class_names,
         seed=_SEED.value,
         path=_OUTPUT.value,

@@ -1,6 +1,7 @@
 """Private data: sources, data sets by name and Poisson-sampled batches."""
 
 from dpmix_tf.data.image_folder import ImageFolderSource
+from dpmix_tf.data.people import PeopleSource
 from dpmix_tf.data.poisson import Batch, PoissonBatches
 from dpmix_tf.data.registry import (
     DATASETS,
@@ -23,6 +24,7 @@ __all__ = [
     "Dataset",
     "ExampleSource",
     "ImageFolderSource",
+    "PeopleSource",
     "PoissonBatches",
     "describe_dataset",
     "in_order",

@@ -97,7 +97,7 @@ def inspect(dataset: Dataset) -> Findings:
             f"There is one class only, {names[0]!r}: nothing to classify. For image "
             "folders, data.data_dir is the folder whose subfolders are the classes."
         )
-    train = dataset.train.examine()
+    train = dataset.train.examples.examine()
     counts = {"training": _counts(names, train.labels)}
     for part in ("validation", "test"):
         source = getattr(dataset, part)
@@ -109,7 +109,7 @@ def inspect(dataset: Dataset) -> Findings:
             f"There are no training images of {some_of(empty)}, which cannot be "
             "learned without. Add images of each class, or leave these classes out."
         )
-    looked_at, lowest, highest = _values(dataset.train)
+    looked_at, lowest, highest = _values(dataset.train.examples)
     return Findings(
         counts=counts,
         sizes=Counter(map(tuple, train.sizes.tolist())),

@@ -12,12 +12,13 @@ from dpmix_tf.privacy import PrivacyPlan, randomness
 
 
 class Batch(NamedTuple):
-    """The examples of one update.
+    """The records of one update.
 
     Attributes:
-      images: [n,H,W,C] of the source's dtype; n varies and may be 0.
-      labels: int32 [n].
-      ids: int64 [n], the examples' indices in the source; they key the views' draws.
+      images: [n,H,W,C] of the source's dtype; n varies and may be 0. If records are
+        people, [n,slots,H,W,C], see PeopleSource.
+      labels: int32 [n], or [n,slots].
+      ids: int64 [n], the records' indices in the source; they key the views' draws.
       update: int64 scalar, the update that they were drawn for, counted from 0; None
         in batches of the user's own, which are taken as the next update's.
     """
@@ -31,7 +32,7 @@ class Batch(NamedTuple):
 class PoissonBatches:
     """Poisson-sampled batches of a source, one per update of the plan.
 
-    Every example joins every batch independently with probability
+    Every record joins every batch independently with probability
     plan.sampling_probability, regardless of its position and of earlier draws; this is
     the sampling whose amplification the accountant computes. A batch depends only on
     the seed and the update's number, so starting at update t gives what an
@@ -41,8 +42,9 @@ class PoissonBatches:
       model.fit(PoissonBatches(source, plan))
 
     Args:
-      source: the private training examples.
-      plan: the privacy plan; its num_examples must equal len(source).
+      source: the private training examples, or people.
+      plan: the privacy plan; its num_examples must equal len(source), and its record
+        must be the source's.
       seed: secret; int in [0, 2**128); by default, 128 bits from the operating
         system.
       start: first update, counted from 0.
@@ -51,7 +53,8 @@ class PoissonBatches:
       seed: the secret seed that the batches are drawn with.
 
     Raises:
-      DPMixError: the source does not have the size that the plan was made for.
+      DPMixError: the source does not have the size, or the kind of records, that the
+        plan was made for.
     """
 
     def __init__(
@@ -62,6 +65,13 @@ class PoissonBatches:
         seed: int | None = None,
         start: int = 0,
     ):
+        if source.record != plan.record:
+            raise DPMixError(
+                f"The plan protects one {plan.record} and each record of the source is "
+                f"one {source.record}: the guarantee would not be the one stated. Make "
+                "the plan with record=source.record; a PeopleSource makes records of "
+                "people."
+            )
         if len(source) != plan.num_examples:
             raise DPMixError(
                 f"The plan is for num_examples={plan.num_examples} and the source "
@@ -78,6 +88,7 @@ class PoissonBatches:
         self.start = start
         self.seed = randomness.as_seed(seed)
         self._stream = randomness.derive(self.seed, "sampling")
+        self._images = randomness.derive(self.seed, "people's images")
 
     def __len__(self) -> int:
         """Number of batches: the updates from `start` to the plan's last."""
@@ -89,7 +100,7 @@ class PoissonBatches:
         return PoissonBatches(self.source, self.plan, seed=seed, start=update)
 
     def indices(self, update: int) -> np.ndarray:
-        """Draws the examples of one batch, that of update `update` (counted from 0).
+        """Draws the records of one batch, that of update `update` (counted from 0).
 
         The number of skipped examples between two that join is geometric. Drawing these
         gaps gives the same distribution as N coin flips of probability q, at a cost of
@@ -134,10 +145,11 @@ class PoissonBatches:
             first update. By default, the attribute `start`.
         """
         source = self.source
-        image_shape = (0,) if ids_only else source.image_shape
+        slots = () if source.slots is None or ids_only else (source.slots,)
+        image_shape = (0,) if ids_only else (*slots, *source.image_shape)
         spec = Batch(
             images=tf.TensorSpec([None, *image_shape], source.image_dtype),
-            labels=tf.TensorSpec([None], tf.int32),
+            labels=tf.TensorSpec([None, *slots], tf.int32),
             ids=tf.TensorSpec([None], tf.int64),
             update=tf.TensorSpec([], tf.int64),
         )
@@ -148,7 +160,7 @@ class PoissonBatches:
             if ids_only:
                 images = np.empty((len(ids), 0), source.image_dtype)
                 return images, np.zeros(len(ids), np.int32), ids, np.int64(update)
-            images, labels = source.read(ids)
+            images, labels = source.draw(ids, self._images, np.full_like(ids, update))
             check_labels(labels, len(source.class_names))
             return images, labels.astype(np.int32), ids, np.int64(update)
 

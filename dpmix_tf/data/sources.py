@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.images import fit_image
+from dpmix_tf.privacy.plan import EXAMPLE
 
 # Threads that decode the images of a batch; decoding releases the interpreter's lock.
 DECODERS = 8
@@ -53,11 +54,16 @@ class ExampleSource(abc.ABC):
       class_names: one name per class; labels index it.
       image_shape: (H, W, C) of every image.
       image_dtype: numpy dtype of the images; uint8 means [0, 255].
+      record: what one index stands for, and the guarantee protects: EXAMPLE; PERSON in
+        a PeopleSource.
+      slots: images that `draw` gives of a record; None for an example's own.
     """
 
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     image_dtype: np.dtype = np.dtype(np.uint8)
+    record: str = EXAMPLE
+    slots: int | None = None
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -73,6 +79,32 @@ class ExampleSource(abc.ABC):
         Returns:
           images [n,H,W,C] of image_dtype; labels, int32 [n].
         """
+
+    def draw(
+        self, ids: np.ndarray, key: np.ndarray, turns: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Reads records to make views of; an example is the same at every turn.
+
+        Args:
+          ids: int64 [n], of the records; some may be equal.
+          key: int64 [2], seed of what is drawn; of no importance to the guarantee.
+          turns: int64 [n], which time this is that the record is drawn.
+
+        Returns:
+          images [n,H,W,C] and labels, int32 [n]; with `slots` [n,slots,H,W,C] and
+          [n,slots].
+        """
+        del key, turns
+        read, which = np.unique(ids, return_inverse=True)
+        images, labels = self.read(read)
+        if np.array_equal(read, ids):  # as in every Poisson-sampled batch
+            return images, labels
+        return images[which], labels[which]
+
+    @property
+    def examples(self) -> "ExampleSource":
+        """All images of all records, one by one."""
+        return self
 
     def examine(self, indices: np.ndarray | None = None) -> Examined:
         """Examines the examples one by one; by default all, in order.
@@ -372,10 +404,10 @@ def load_ahead(elements: tf.data.Dataset, load: Callable, specs: Any) -> Any:
 
 
 def in_order(data: Any, batch_size: int = 500) -> Any:
-    """Returns `ordered_batches` of a source, and anything else unchanged."""
-    return (
-        ordered_batches(data, batch_size) if isinstance(data, ExampleSource) else data
-    )
+    """Returns `ordered_batches` of a source's images, and anything else unchanged."""
+    if not isinstance(data, ExampleSource):
+        return data
+    return ordered_batches(data.examples, batch_size)
 
 
 def _fixed_options() -> tf.data.Options:

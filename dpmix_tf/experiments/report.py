@@ -321,7 +321,7 @@ class _Report:
         with tempfile.TemporaryDirectory() as folder:
             path = local_path(folder) / "views.png"
             draw_views(
-                maker, images[0], int(labels[0]), dataset.class_names, seed=0, path=path
+                maker, images[0], labels[0], dataset.class_names, seed=0, path=path
             )
             png = path.read_bytes()
         return [

@@ -135,13 +135,31 @@ class Ledger:
         Args:
           delta: in (0, 1), for all entries together.
           accountant: "pld" or "rdp".
+
+        Raises:
+          DPMixError: some updates protected an example and others a person.
         """
+        self.refuse_mixed_records()
         parts = tuple(
             (float(plan.noise_multiplier), float(plan.sampling_probability), updates)
             for plan, updates in self.by_plan().items()
             if updates
         )
         return accounting.composed_epsilon(parts, float(delta), accountant)
+
+    def refuse_mixed_records(self, plan: PrivacyPlan | None = None) -> None:
+        """Raises DPMixError if updates, and a plan's to come, protect unlike things.
+
+        What was spent on single images bounds nothing about a person who has several.
+        """
+        plans = [one for one, updates in self.by_plan().items() if updates]
+        records = sorted({one.record for one in [*plans, *([plan] if plan else [])]})
+        if len(records) > 1:
+            raise DPMixError(
+                "The network was trained under plans that protect different things, "
+                f"one {' and one '.join(records)}: together they have no epsilon. "
+                "Start from weights that were not trained privately, or keep to one."
+            )
 
     def to_list(self) -> list[dict[str, Any]]:
         """Returns the entries as JSON-able values; empty ones are left out."""

@@ -13,6 +13,9 @@ from dpmix_tf.values import hold_plain_values
 
 CLIPPINGS = ("fixed", "automatic")
 
+# What a plan protects: one image with its label, or one person with all of theirs.
+EXAMPLE, PERSON = RECORDS = ("example", "person")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrivacyPlan:
@@ -29,10 +32,11 @@ class PrivacyPlan:
       2.68
 
     Formal guarantee: publishing the weights after every one of `updates` updates is
-    (epsilon(), delta)-differentially private under adding or removing one example.
+    (epsilon(), delta)-differentially private under adding or removing one record.
 
     Attributes:
-      num_examples: N, examples in the training set. Taken as public.
+      num_examples: N, records in the training set: examples, or people. Taken as
+        public.
       expected_batch_size: B, in (0, N]; the actual size of a batch varies around it.
       updates: number of noisy updates that the budget allows.
       noise_multiplier: sigma; the noise added to the sum has standard deviation
@@ -49,6 +53,8 @@ class PrivacyPlan:
       gamma: of automatic clipping, above 0, in units of the gradient's norm.
       sensitivity: how many clip norms one example can move the sum by, as the view
         maker says; 1 if every example has a gradient of its own.
+      record: what is protected as a whole, and so sampled, clipped and counted as one:
+        "example", an image with its label, or "person", with all their images.
     """
 
     num_examples: int
@@ -61,6 +67,7 @@ class PrivacyPlan:
     sensitivity: float = 1.0
     clipping: str = "fixed"
     gamma: float = 0.01
+    record: str = EXAMPLE
 
     def __post_init__(self) -> None:
         """Refuses values that would make the guarantee meaningless."""
@@ -88,6 +95,10 @@ class PrivacyPlan:
                 f"clipping must be one of {CLIPPINGS}, received: {self.clipping!r}."
             )
         _check_number("gamma", self.gamma, at_least=1e-10, at_most=1e10)
+        if self.record not in RECORDS:
+            raise DPMixError(
+                f"record must be one of {RECORDS}, received: {self.record!r}."
+            )
         if self.delta >= 1 / self.num_examples:
             warnings.warn(
                 f"delta = {self.delta:g} is not below 1/num_examples = "
@@ -110,6 +121,7 @@ class PrivacyPlan:
         sensitivity: float = 1.0,
         clipping: str = "fixed",
         gamma: float = 0.01,
+        record: str = EXAMPLE,
     ) -> "PrivacyPlan":
         """Finds the least noise with which all updates cost at most `epsilon`.
 
@@ -124,6 +136,7 @@ class PrivacyPlan:
           sensitivity: in clip norms.
           clipping: "fixed" or "automatic".
           gamma: of automatic clipping.
+          record: "example" or "person".
 
         Returns:
           A plan whose `epsilon()` is at most `epsilon`, with less than 0.1 % more noise
@@ -141,6 +154,7 @@ class PrivacyPlan:
             sensitivity=sensitivity,
             clipping=clipping,
             gamma=gamma,
+            record=record,
         )
         noise_multiplier = accounting.noise_multiplier_for(
             target_epsilon=epsilon,

@@ -5,20 +5,17 @@ from importlib import metadata
 
 from dpmix_tf.privacy import ledger as conditions
 from dpmix_tf.privacy.ledger import CHOSEN, SHARED, SYSTEM, Entry, Ledger
-from dpmix_tf.privacy.plan import PrivacyPlan, round_up
+from dpmix_tf.privacy.plan import EXAMPLE, PERSON, PrivacyPlan, round_up
 
-ADJACENCY = (
-    "data sets that differ by adding or removing one example (one image with its label)"
-)
-NOT_COVERED = (
-    "hyperparameters chosen by looking at the same data",
-    "numbers computed without noise, such as training loss or validation accuracy",
-    "the number of examples and the number and names of classes, which are taken as "
-    "public",
-    "other releases made from the same data",
-    "people who appear in more than one example",
-    "floating-point effects of the noise generator",
-)
+_ADJACENCY = {
+    EXAMPLE: "adding or removing one example (one image with its label)",
+    PERSON: "adding or removing one person with all their images and labels",
+}
+_PLURAL = {EXAMPLE: "examples", PERSON: "people"}
+_MORE_THAN_ONE = {
+    EXAMPLE: "people who appear in more than one example",
+    PERSON: "people who appear under more than one name, or in other people's images",
+}
 # What a statement has to say first, by the seed's origin.
 SEED_WARNINGS = {
     SYSTEM: None,
@@ -33,6 +30,24 @@ SEED_WARNINGS = {
         "one of them; any two together have no guarantee."
     ),
 }
+
+
+def adjacency(plan: PrivacyPlan) -> str:
+    """Returns in words which data sets the guarantee makes hard to tell apart."""
+    return f"data sets that differ by {_ADJACENCY[plan.record]}"
+
+
+def not_covered(plan: PrivacyPlan) -> tuple[str, ...]:
+    """Returns in words what the guarantee says nothing about."""
+    return (
+        "hyperparameters chosen by looking at the same data",
+        "numbers computed without noise, such as training loss or validation accuracy",
+        f"the number of {_PLURAL[plan.record]} and the number and names of classes, "
+        "which are taken as public",
+        "other releases made from the same data",
+        _MORE_THAN_ONE[plan.record],
+        "floating-point effects of the noise generator",
+    )
 
 
 def state_guarantee(ledger: Ledger, plan: PrivacyPlan) -> str:
@@ -60,7 +75,7 @@ def state_guarantee(ledger: Ledger, plan: PrivacyPlan) -> str:
     paragraphs = [
         _guarantee(epsilon, sum(spent.values()), plan),
         _assumptions(spent or {plan: 0}, ledger.conditions),
-        f"It does not cover: {'; '.join(NOT_COVERED)}.",
+        f"It does not cover: {'; '.join(not_covered(plan))}.",
     ]
     whole = _cost_of_choosing(ledger, plan)
     if whole:
@@ -81,8 +96,8 @@ def _guarantee(epsilon: float, updates: int, plan: PrivacyPlan) -> str:
     return (
         f"Guarantee: publishing the weights after {updates:,} updates is "
         f"({shown}, {plan.delta:g})-differentially private: epsilon = {shown}, "
-        f"delta = {plan.delta:g}. Adjacency: {ADJACENCY}. Computed "
-        f"with dp-accounting {metadata.version('dp-accounting')}, "
+        f"delta = {plan.delta:g}. Adjacency: {adjacency(plan)}. "
+        f"Computed with dp-accounting {metadata.version('dp-accounting')}, "
         f"{plan.accountant.upper()} accountant."
     )
 
@@ -113,16 +128,18 @@ def _assumptions(spent: dict[PrivacyPlan, int], noted: frozenset[str]) -> str:
 
 def _mechanism(plan: PrivacyPlan) -> str:
     once = "clipped once to" if plan.clipping == "fixed" else "scaled once to at most"
+    whose = "its" if plan.record == EXAMPLE else "their"
     clipped = (
-        f"each example's gradient, the mean over its views, was {once} L2 norm "
-        f"{plan.clip_norm:g}"
+        f"each {plan.record}'s gradient, the mean over {whose} views, was {once} L2 "
+        f"norm {plan.clip_norm:g}"
         if plan.sensitivity == 1
         else "the gradient of each microbatch, in which different examples are "
         f"blended, was {once} L2 norm {plan.clip_norm:g}, so that one "
         f"example moves the sum by up to {plan.sensitivity:g} times that"
     )
     return (
-        f"each of {plan.num_examples:,} examples joined each update's batch "
+        f"each of {plan.num_examples:,} {_PLURAL[plan.record]} joined each update's "
+        "batch "
         f"independently with probability {plan.sampling_probability:.6g}; {clipped}; "
         "Gaussian noise of standard deviation "
         f"{plan.noise_multiplier * plan.sensitivity:.6g} times that norm was added "

@@ -13,11 +13,11 @@ from dpmix_tf.files import local_path, write_text_atomic
 from dpmix_tf.models.encoders import ENCODERS
 from dpmix_tf.privacy import Ledger, PrivacyPlan
 from dpmix_tf.privacy.ledger import CHOSEN, SHARED, SYSTEM
-from dpmix_tf.privacy.plan import finite_or_none, round_up
+from dpmix_tf.privacy.plan import PERSON, finite_or_none, round_up
 from dpmix_tf.privacy.statement import (
-    ADJACENCY,
-    NOT_COVERED,
     SEED_WARNINGS,
+    adjacency,
+    not_covered,
     seed_origin,
     state_guarantee,
 )
@@ -77,7 +77,8 @@ def make_card(
         "privacy": {
             "epsilon": None if origin == CHOSEN else finite_or_none(epsilon),
             "delta": plan.delta,
-            "adjacency": ADJACENCY,
+            "record": plan.record,
+            "adjacency": adjacency(plan),
             "accountant": plan.accountant,
             "accountant_version": metadata["software"]["dp-accounting"],
             "sampling": "Poisson",
@@ -102,7 +103,7 @@ def make_card(
         "public_weights": config["network"]["name"] == "pretrained",
         "public_weights_sha256": config["network"].get("sha256"),
         "test_accuracy": (final or {}).get(accuracy) if evaluated else None,
-        "not_covered": list(NOT_COVERED),
+        "not_covered": list(not_covered(plan)),
         "software": metadata["software"],
         "statement": state_guarantee(ledger, plan),
     }
@@ -208,7 +209,8 @@ def to_markdown(card: dict[str, Any]) -> str:
         "updates": f"{privacy['updates']:,} of {privacy['planned_updates']:,} planned",
         "trained before": _trained_before(card),
         "seed": _SEEDS[origin],
-        "training data": f"{data['name']}, {data['num_examples']:,} examples",
+        "training data": f"{data['name']}, {data['num_examples']:,} "
+        + ("people" if privacy.get("record") == PERSON else "examples"),
         "views per example": _views(card["views"]),
         "public pool": f"SHA-256 {card['public_pool_sha256']}"
         if card["public_pool_sha256"]

@@ -67,7 +67,8 @@ def _own_part(
             f"{batches.plan} instead of {step.plan}."
         )
     image_shape = tuple(step.network.input_shape[1:])
-    check_source(batches.source, image_shape, int(step.network.output_shape[-1]))
+    classes = int(step.network.output_shape[-1])
+    check_source(batches.source, step.views, image_shape, classes)
     if isinstance(step.views, EncodedViews):
         step.views.refuse_other_examples(batches.source)
     if batches.seed.origin == randomness.CHOSEN:

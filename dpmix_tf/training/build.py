@@ -12,6 +12,7 @@ from dpmix_tf.data import Dataset, ExampleSource
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import build_network, constants_digest, weights_digest
 from dpmix_tf.privacy import PrivacyPlan, ledger, randomness
+from dpmix_tf.privacy.plan import EXAMPLE
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.encoding import can_encode, encode_views
@@ -33,8 +34,15 @@ class Start(NamedTuple):
     record: dict[str, str]
 
 
-def make_plan(config: ConfigDict, num_examples: int) -> PrivacyPlan:
+def make_plan(
+    config: ConfigDict, num_examples: int, record: str = EXAMPLE
+) -> PrivacyPlan:
     """Makes the plan that `config.privacy` asks for.
+
+    Args:
+      config: see training/config.py.
+      num_examples: records in the training set.
+      record: what they are, see PrivacyPlan.
 
     Raises:
       DPMixError: both or neither of epsilon and noise_multiplier are given, or a value
@@ -49,7 +57,8 @@ def make_plan(config: ConfigDict, num_examples: int) -> PrivacyPlan:
             f"received epsilon={epsilon}, noise_multiplier={noise_multiplier}."
         )
     kind = kind_of(config.views.to_dict())
-    settings |= {"num_examples": num_examples, "sensitivity": kind.sensitivity}
+    settings |= {"num_examples": num_examples, "record": record}
+    settings["sensitivity"] = kind.sensitivity
     if epsilon is None:
         return PrivacyPlan(noise_multiplier=noise_multiplier, **settings)
     return PrivacyPlan.for_epsilon(epsilon=epsilon, **settings)
@@ -97,6 +106,7 @@ def _refuse_training_images(pool: SyntheticPool, source: ExampleSource) -> None:
     Altered images are not found: only its origin makes a pool public.
     """
     known = {hash(pool.images[index].tobytes()) for index in _some(len(pool.images))}
+    source = source.examples
     indices = _some(len(source))
     found = 0
     for start in range(0, len(indices), 500):

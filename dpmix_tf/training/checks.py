@@ -6,7 +6,8 @@ from typing import Any
 from dpmix_tf.data import ExampleSource
 from dpmix_tf.errors import BudgetExhaustedError, DPMixError
 from dpmix_tf.privacy import PrivacyPlan
-from dpmix_tf.views import Views
+from dpmix_tf.privacy.plan import PERSON
+from dpmix_tf.views import ViewMaker, Views
 
 
 def check_fit_arguments(y: Any, settings: Mapping[str, Any], *, workers: int) -> None:
@@ -72,6 +73,11 @@ def check_views(views: Views, plan: PrivacyPlan, *, replicas: int) -> None:
             f"norms; with these views it is {views.sensitivity:g}. Make the plan "
             "with sensitivity=views.sensitivity."
         )
+    if plan.record == PERSON and not views.encoded and not isinstance(views, ViewMaker):
+        raise DPMixError(
+            f"{views.kind} blends different records and knows only single images. For "
+            "people use a ViewMaker, such as views.dp_mix_self()."
+        )
     if replicas > 1 and not views.shareable:
         raise DPMixError(
             f"{views.kind} cannot split its records among replicas. Use one replica."
@@ -79,9 +85,16 @@ def check_views(views: Views, plan: PrivacyPlan, *, replicas: int) -> None:
 
 
 def check_source(
-    source: ExampleSource, image_shape: tuple[int, ...], classes: int
+    source: ExampleSource, views: Views, image_shape: tuple[int, ...], classes: int
 ) -> None:
-    """Raises DPMixError for examples that the network was not built for."""
+    """Raises DPMixError for examples that network or views were not made for."""
+    if source.slots and isinstance(views, ViewMaker) and views.visits is not None:
+        raise DPMixError(
+            "Fixed views of people (views.visits) must be encoded before training, for "
+            "each is of other images: this needs a network with a frozen front, and a "
+            "cache (dpmix_tf.encode_views). Or leave visits out, for new views at "
+            "every update."
+        )
     if tuple(source.image_shape) != image_shape:
         raise DPMixError(
             f"The network takes images of shape {image_shape}; the source's are "

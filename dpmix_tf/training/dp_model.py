@@ -100,6 +100,7 @@ class DPMixModel(Saving):
         self.network = network
         self.plan = plan
         self.views = views
+        Ledger.of(network.variables).refuse_mixed_records(plan)
         self.account = Account.open(network.variables, plan)
         self.step = make_step(
             network,

@@ -17,6 +17,7 @@ from dpmix_tf.data import ExampleSource
 from dpmix_tf.data.sources import check_labels, load_ahead
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import count_activations, network_digest, split_frozen_front
+from dpmix_tf.privacy import randomness
 from dpmix_tf.training.software import package_versions
 from dpmix_tf.views import (
     EncodedViews,
@@ -36,6 +37,9 @@ _VIEWS_AT_A_TIME = 256
 # How far features made now may lie from stored ones, relative to the largest: storage
 # as float16, encoding in bfloat16, and another machine's order of sums.
 _TOLERANCE = 0.05
+
+# Public: which of a person's images make which visit of their fixed views.
+_IMAGES_KEY = randomness.derive(0, "people's images")
 
 # Stores that this process has opened, by folder, and the code that was found to make
 # what they hold: the next run neither reads all their blocks nor tries them again.
@@ -229,10 +233,12 @@ def _make_encode(front: keras.Model, maker: ViewMaker, layout: Layout) -> Callab
 
 
 def _first_pair(store: FeatureStore, block: int, source: ExampleSource):
-    """A block's first example and visit, as `encode` takes them."""
-    ids = np.array(store.layout.rows_of(block)[:1], np.int64)
-    images, labels = source.read(ids)
-    return [tf.constant(part) for part in (images, labels, ids, np.zeros(1, np.int32))]
+    """A block's first record and visit, as `encode` takes them."""
+    ids, visits = np.array(store.layout.rows_of(block)[:1], np.int64), np.zeros(1, int)
+    images, labels = source.draw(ids, _IMAGES_KEY, visits)
+    return [
+        tf.constant(part) for part in (images, labels, ids, visits.astype(np.int32))
+    ]
 
 
 def _is_foreign(store: FeatureStore, block: int, first: np.ndarray) -> bool:
@@ -298,14 +304,15 @@ def _read_ahead(
         rows = layout.rows_of(block)
         pairs = np.arange(first, first + at_a_time).clip(max=len(rows) * visits - 1)
         ids = rows.start + pairs // visits
-        read, which = np.unique(ids, return_inverse=True)
-        images, labels = source.read(read)
+        turns = pairs % visits
+        images, labels = source.draw(ids, _IMAGES_KEY, turns)
         check_labels(labels, layout.classes)
-        return images[which], labels[which], ids, (pairs % visits).astype(np.int32)
+        return images, labels, ids, turns.astype(np.int32)
 
+    slots = () if source.slots is None else (source.slots,)
     specs = (
-        tf.TensorSpec([at_a_time, *source.image_shape], source.image_dtype),
-        tf.TensorSpec([at_a_time], tf.int32),
+        tf.TensorSpec([at_a_time, *slots, *source.image_shape], source.image_dtype),
+        tf.TensorSpec([at_a_time, *slots], tf.int32),
         tf.TensorSpec([at_a_time], tf.int64),
         tf.TensorSpec([at_a_time], tf.int32),
     )

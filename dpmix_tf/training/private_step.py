@@ -111,16 +111,22 @@ class PrivateStep:
         """Adds up the clipped gradients of a batch. Private: the sum has no noise.
 
         Args:
-          images: [n,H,W,C], uint8 or float.
-          labels: integers [n], or one-hot or soft [n,classes].
-          ids: int64 [n], keys of the examples' views.
+          images: [n,H,W,C], uint8 or float; of people [n,slots,H,W,C].
+          labels: integers [n], or one-hot or soft [n,classes]; of people [n,slots] or
+            [n,slots,classes].
+          ids: int64 [n], keys of the records' views.
           update: int64 scalar, the update whose views to make.
         """
-        if not self.views.encoded:
-            images = tf.ensure_shape(images, [None, *self.network.input_shape[1:]])
+        if self.views.encoded:  # images and labels are known by the ids
+            labels = tf.zeros([tf.shape(ids)[0], self.network.output_shape[-1]])
+        else:
+            axes = images.shape.rank - 3  # that count images
+            shape = [*images.shape[:axes], *self.network.input_shape[1:]]
+            images = tf.ensure_shape(images, shape)
+            labels = self._soft(labels, axes)
         records = self.views.records(
             images,
-            self._soft(labels),
+            labels,
             ids,
             seed=randomness.fold_in(self.view_stream.seed, update),
             expected_batch_size=self.plan.expected_batch_size,
@@ -161,11 +167,13 @@ class PrivateStep:
         logits = tf.cast(self.rest(features, training=True), tf.float32)
         return tf.reduce_mean(cross_entropy(logits, labels))
 
-    def _soft(self, labels):
+    def _soft(self, labels, axes):
+        """Class numbers, or soft labels as they are, of images along some axes."""
         classes = int(self.network.output_shape[-1])
-        if labels.shape.rank == 1:
+        if labels.shape.rank == axes:
             return tf.one_hot(labels, classes)
-        return tf.cast(tf.ensure_shape(labels, [None, classes]), tf.float32)
+        shape = [*labels.shape[:axes], classes]
+        return tf.cast(tf.ensure_shape(labels, shape), tf.float32)
 
     def is_finite(self) -> tf.Tensor:
         """Whether the network's weights, and its logits for public noise, are finite.

@@ -10,6 +10,7 @@ from dpmix_tf.data import Dataset, load_dataset
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path
 from dpmix_tf.models import build_network, public_file
+from dpmix_tf.privacy import PrivacyPlan
 from dpmix_tf.training.checkpoints import load_latest
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.saving import kept_variables
@@ -35,12 +36,13 @@ def restore_model(
             "The pool of synthetic images has changed since the checkpoint was made. "
             "Put the old one back, or use another --workdir."
         )
-    if metadata["plan"] != model.plan.to_dict():
+    plan = PrivacyPlan(**metadata["plan"])
+    if plan != model.plan:
         raise DPMixError(
             "The checkpoint was made under another plan:\n"
             + "\n".join(
                 f"  {line}"
-                for line in differences(metadata["plan"], model.plan.to_dict())
+                for line in differences(plan.to_dict(), model.plan.to_dict())
             )
             + "\nUse another --workdir; mixing plans would make epsilon wrong."
         )

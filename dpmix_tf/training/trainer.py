@@ -96,7 +96,9 @@ class Trainer:
                     f"run.{name} must be 1 or more, received: {config.run[name]}."
                 )
         self.dataset = dataset or load_dataset(**config.data.to_dict())
-        self.plan = make_plan(config, len(self.dataset.train))
+        self.plan = make_plan(
+            config, len(self.dataset.train), self.dataset.train.record
+        )
         self._fingerprint = self.dataset.train.fingerprint()
         self._software = versions()
         saved = self._load_checkpoint() if self.is_chief else None

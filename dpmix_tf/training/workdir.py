@@ -107,6 +107,7 @@ class WorkDir:
             "gamma": plan.gamma,
             "sensitivity": plan.sensitivity,
             "sampling_probability": plan.sampling_probability,
+            "record": plan.record,
             "num_examples": plan.num_examples,
             "expected_batch_size": plan.expected_batch_size,
             "updates": ledger.updates(plan),

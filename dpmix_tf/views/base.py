@@ -5,7 +5,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import tensorflow as tf
 
+from dpmix_tf.errors import DPMixError
 from dpmix_tf.synthetic import SyntheticPool
+from dpmix_tf.views.augment import AUGMENTATIONS
 
 
 class Records(NamedTuple):
@@ -78,3 +80,13 @@ class Views(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the maker as JSON-able values, for `views.from_dict`."""
+
+
+def check_settings(alpha: float, augment: str) -> None:
+    """Refuses settings that are invalid for every view maker."""
+    if not alpha > 0:
+        raise DPMixError(f"alpha must be above 0, received: {alpha}.")
+    if augment not in AUGMENTATIONS:
+        raise DPMixError(
+            f"augment must be one of {', '.join(AUGMENTATIONS)}; received: {augment!r}."
+        )

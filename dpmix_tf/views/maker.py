@@ -1,4 +1,4 @@
-"""ViewMaker: one private example -> K views of itself and of public images."""
+"""ViewMaker: one private record -> K views of itself and of public images."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from dpmix_tf.privacy import randomness
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.values import hold_plain_values
 from dpmix_tf.views import mixers
-from dpmix_tf.views.augment import AUGMENTATIONS, augmentation
-from dpmix_tf.views.base import Records
+from dpmix_tf.views.augment import augmentation
+from dpmix_tf.views.base import Records, check_settings
 from dpmix_tf.views.distinct import INDEX_DRAWS, distinct
 
 # Uniform numbers a mixed view uses besides those of its mixer: two partners and lambda.
@@ -23,9 +23,10 @@ _PAIR_DRAWS = 2 + mixers.BETA_DRAWS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViewMaker:
-    """Makes K views of one example (DP-Mix, section 3).
+    """Makes K views of one example, or of one person's images (DP-Mix, section 3).
 
-    A base view is an independent augmentation of the example. A synthetic view is an
+    A base view is an independent augmentation of the example, or of the person's images
+    in turn, each with its own label. A synthetic view is an
     image of a public pool, drawn anew each time an example is used, augmented the same
     way, with its own label. A mixed view blends two different members of base +
     synthetic with lambda ~ Beta(alpha, alpha), and their labels likewise. No view of
@@ -48,7 +49,8 @@ class ViewMaker:
       only_mixed: use only the mixed views in the loss (as in the paper's figure).
       labels_only: blend labels but take the first partner's pixels (as the released
         script does).
-      same_class: draw synthetic images of the example's own class only.
+      same_class: draw synthetic images of the example's own class only; of a person,
+        of the class of the first image drawn.
       visits: R, 1 or more: an example has R fixed sets of K views, and each update uses
         one of them, chosen at random. By default its views are new at every update. A
         frozen encoder's features of fixed views can be made once, see EncodedViews.
@@ -226,8 +228,9 @@ class ViewMaker:
         pool, whatever the other examples are.
 
         Args:
-          images: [n,H,W,C], static shape; uint8 in [0, 255] or float of any range.
-          labels: float [n,classes], one-hot or soft.
+          images: [n,H,W,C]; of people [n,slots,H,W,C]; static shape, uint8 in [0, 255]
+            or float of any range.
+          labels: float [n,classes], one-hot or soft; of people [n,slots,classes].
           seeds: int64 [n,2], the seed of each example at this update.
 
         Returns:
@@ -235,22 +238,20 @@ class ViewMaker:
           uint8 images and in the image's own range otherwise; labels, float32
           [n,K,classes].
         """
-        _, height, width, channels = images.shape
+        *_, height, width, channels = images.shape
         draws = self._draws(seeds, (height, width, channels))
-        labels = tf.cast(labels, tf.float32)
-        images = tf.repeat(as_float(images)[:, tf.newaxis], self.base, axis=1)
-        pool_labels = tf.repeat(labels[:, tf.newaxis], self.base, axis=1)
+        images, labels = self._originals(as_float(images), tf.cast(labels, tf.float32))
         if self.synthetic:
-            drawn, drawn_labels = self._draw_synthetic(labels, draws.synthetic)
+            drawn, drawn_labels = self._draw_synthetic(labels[:, 0], draws.synthetic)
             images = tf.concat([images, drawn], 1)
-            pool_labels = tf.concat([pool_labels, drawn_labels], 1)
+            labels = tf.concat([labels, drawn_labels], 1)
         shape = images.shape
         augment = augmentation(self.augment, tuple(shape[2:]), self.padding)
         images = augment(
             tf.reshape(images, [-1, *shape[2:]]),
             tf.reshape(draws.augment, [shape[0] * shape[1], augment.draws]),
         )
-        images, labels = tf.reshape(images, shape), pool_labels
+        images = tf.reshape(images, shape)
         if not self.mixed:
             return images, labels
         first, second, lam = self._pairs(draws.pairs)
@@ -270,6 +271,13 @@ class ViewMaker:
         if self.only_mixed:
             return mixed, mixed_labels
         return tf.concat([images, mixed], 1), tf.concat([labels, mixed_labels], 1)
+
+    def _originals(self, images, labels) -> tuple[tf.Tensor, tf.Tensor]:
+        """The images, in turn, of the base views: [n,base,H,W,C], [n,base,classes]."""
+        if images.shape.rank == 4:
+            images, labels = images[:, tf.newaxis], labels[:, tf.newaxis]
+        turn = tf.range(self.base) % tf.shape(images)[1]
+        return tf.gather(images, turn, axis=1), tf.gather(labels, turn, axis=1)
 
     def one_example(
         self, image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor
@@ -348,8 +356,8 @@ class ViewMaker:
         """Makes the views of several examples for inspection; training uses `records`.
 
         Args:
-          images: [n,H,W,C], uint8 or float.
-          labels: [n,classes], one-hot or soft.
+          images: [n,H,W,C], or of people [n,slots,H,W,C]; uint8 or float.
+          labels: [n,classes], or of people [n,slots,classes]; one-hot or soft.
           seed: int, or int64 [2], or None for a fresh one.
           ids: int64 [n], which key the examples' draws; by default their positions.
 
@@ -358,10 +366,14 @@ class ViewMaker:
         """
         images = tf.convert_to_tensor(images)
         labels = tf.convert_to_tensor(labels)
-        if images.shape.rank != 4 or labels.shape.rank != 2:
+        if (
+            images.shape.rank not in (4, 5)
+            or labels.shape.rank != images.shape.rank - 2
+        ):
             raise DPMixError(
-                "views need images [n,H,W,C] and one-hot labels [n,classes], received "
-                f"shapes {tuple(images.shape)} and {tuple(labels.shape)}."
+                "views need images [n,H,W,C] and one-hot labels [n,classes], or a "
+                "person's [n,slots,H,W,C] and [n,slots,classes]; received shapes "
+                f"{tuple(images.shape)} and {tuple(labels.shape)}."
             )
         if seed is None:
             seed = tf.random.uniform([2], tf.int64.min, tf.int64.max, tf.int64)
@@ -372,16 +384,6 @@ class ViewMaker:
             ids = tf.range(tf.shape(images)[0])
         seeds = randomness.fold_in_each(seed, tf.cast(ids, tf.int64))
         return self.several(images, labels, seeds)
-
-
-def check_settings(alpha: float, augment: str) -> None:
-    """Refuses settings that are invalid for every view maker."""
-    if not alpha > 0:
-        raise DPMixError(f"alpha must be above 0, received: {alpha}.")
-    if augment not in AUGMENTATIONS:
-        raise DPMixError(
-            f"augment must be one of {', '.join(AUGMENTATIONS)}; received: {augment!r}."
-        )
 
 
 class _Numbers(NamedTuple):

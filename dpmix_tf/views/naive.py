@@ -12,8 +12,7 @@ from dpmix_tf.privacy import randomness
 from dpmix_tf.values import hold_plain_values
 from dpmix_tf.views import mixers
 from dpmix_tf.views.augment import augmentation
-from dpmix_tf.views.base import Records
-from dpmix_tf.views.maker import check_settings
+from dpmix_tf.views.base import Records, check_settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

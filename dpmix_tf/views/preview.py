@@ -21,7 +21,7 @@ _COLUMNS = 9
 def draw_views(
     make_views: Views,
     image: np.ndarray,
-    label: int,
+    label: np.ndarray | int,
     class_names: Sequence[str],
     *,
     seed: int,
@@ -31,8 +31,8 @@ def draw_views(
 
     Args:
       make_views: makes the views.
-      image: [H,W,C], uint8 or float.
-      label: index into class_names.
+      image: [H,W,C], uint8 or float; of a person [slots,H,W,C].
+      label: index into class_names; of a person [slots].
       class_names: one name per class.
       seed: the seed of the views.
       path: PNG file to write.
@@ -50,14 +50,18 @@ def draw_views(
     base, partners = make_views.base, make_views.base + make_views.synthetic
     numbered = [f"{i}: {_label(labels[i], class_names)}" for i in range(partners)]
     groups = [
-        ("the example", [as_float(image)], [class_names[label]]),
+        (
+            "the example" if image.ndim == 3 else "the person's images",
+            np.reshape(as_float(image), [-1, *image.shape[-3:]]),
+            [class_names[one] for one in np.atleast_1d(label)],
+        ),
         (f"{base} base views ({make_views.augment})", views[:base], numbered[:base]),
     ]
     if make_views.synthetic:
         title = f"{make_views.synthetic} synthetic views, from the public pool"
         groups.append((title, views[base:partners], numbered[base:]))
     if make_views.mixed:
-        height, width, channels = image.shape
+        height, width, channels = image.shape[-3:]
         first, second, lam = make_views.pairs(key, (height, width, channels))
         captions = [
             f"{weight:.2f} of view {u}\n+ {1 - weight:.2f} of view {v}\n"
