@@ -25,6 +25,7 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import PrivacyPlan, randomness
 from dpmix_tf.privacy.clipping import ClippedSum
 from dpmix_tf.training.private_step import PrivateStep, Release
+from dpmix_tf.views import ViewMaker
 
 _CANARY_LENGTH = 10.0  # clip norms, so that clipping takes effect
 _RECORDS_HELD = 16_000_000  # numbers held at once while gradient canaries are added
@@ -167,13 +168,14 @@ class CanaryStep(PrivateStep):
         coins = tf.concat([[True], self._included], 0)
         included = tf.gather(coins, tf.maximum(canary + 1, 0))
         ordinary = (canary < self._images) & included
-        images, labels, ids = (
-            tf.boolean_mask(part, ordinary) for part in (images, labels, ids)
-        )
-        result = super().clipped_sum(images, labels, ids, update)
+        batch = images, labels, ids
+        kept = (tf.boolean_mask(part, ordinary) for part in batch)
+        result = super().clipped_sum(*kept, update)
         self._without_canaries = _flat(result.total)
-        drawn = tf.boolean_mask(canary, (canary >= self._images) & included)
-        places = tf.gather(self._places, drawn - self._images)
+        drawn = (canary >= self._images) & included
+        ids = self._ids_of_records(*(tf.boolean_mask(part, drawn) for part in batch))
+        first = self._examples + self._images
+        places = tf.gather(self._places, tf.cast(ids, tf.int32) - first)
         canaries = self._sum_of_gradients(result.total, places)
         return result._replace(
             total=[
@@ -181,6 +183,15 @@ class CanaryStep(PrivateStep):
                 for part, moved in zip(result.total, canaries, strict=True)
             ]
         )
+
+    def _ids_of_records(self, images, labels, ids):
+        """The canary that each record is of, as the view maker forms records of them.
+
+        Naive mixup's are of several examples, which the plan's sensitivity stands for.
+        """
+        if not isinstance(self.views, ViewMaker):
+            return ids
+        return self.records(images, labels, ids, tf.constant(0, tf.int64)).tensors[-1]
 
     def _sum_of_gradients(self, like, places):
         """Sums one record per place: ten clip norms at that weight, zero elsewhere."""

@@ -22,7 +22,7 @@ from dpmix_tf.privacy.clipping import (
 )
 from dpmix_tf.privacy.dense import add_dense, choose_dense_chunk_size
 from dpmix_tf.privacy.mechanism import GaussianMechanism, Record, in_full_float32
-from dpmix_tf.views import Views
+from dpmix_tf.views import Records, Views
 
 
 class Release(NamedTuple):
@@ -117,20 +117,7 @@ class PrivateStep:
           ids: int64 [n], keys of the records' views.
           update: int64 scalar, the update whose views to make.
         """
-        if self.views.encoded:  # images and labels are known by the ids
-            labels = tf.zeros([tf.shape(ids)[0], self.network.output_shape[-1]])
-        else:
-            axes = images.shape.rank - 3  # that count images
-            shape = [*images.shape[:axes], *self.network.input_shape[1:]]
-            images = tf.ensure_shape(images, shape)
-            labels = self._soft(labels, axes)
-        records = self.views.records(
-            images,
-            labels,
-            ids,
-            seed=randomness.fold_in(self.view_stream.seed, update),
-            expected_batch_size=self.plan.expected_batch_size,
-        )
+        records = self.records(images, labels, ids, update)
         return clipped_gradient_sum(
             self.mechanism,
             [variable.value for variable in self.network.trainable_variables],
@@ -140,6 +127,23 @@ class PrivateStep:
             chunk_size=self.chunk_size,
             jit_compile=self.jit_compile,
             abandoned=self._abandoned,
+        )
+
+    def records(self, images, labels, ids, update) -> Records:
+        """Returns what is clipped as a unit; arguments as of `clipped_sum`."""
+        if self.views.encoded:  # images and labels are known by the ids
+            labels = tf.zeros([tf.shape(ids)[0], self.network.output_shape[-1]])
+        else:
+            axes = images.shape.rank - 3  # that count images
+            shape = [*images.shape[:axes], *self.network.input_shape[1:]]
+            images = tf.ensure_shape(images, shape)
+            labels = self._soft(labels, axes)
+        return self.views.records(
+            images,
+            labels,
+            ids,
+            seed=randomness.fold_in(self.view_stream.seed, update),
+            expected_batch_size=self.plan.expected_batch_size,
         )
 
     def _with_front(self, make_views: Callable) -> Callable:

@@ -7,6 +7,7 @@ from tests.museum import (
     forgetting,
     guessable_seed,
     hidden_state,
+    people,
     workers,
 )
 
@@ -18,4 +19,5 @@ EXHIBITS = [
     *guessable_seed.EXHIBITS,
     *workers.EXHIBITS,
     *audit_sensitivity.EXHIBITS,
+    *people.EXHIBITS,
 ]
