@@ -18,7 +18,16 @@ ALLOWED = {
     "serving": {"training", "views", "data", "models", "synthetic", "privacy"},
     "experiments": {"serving", "training", "views", "data", "models", "privacy"},
 }
-LEAVES = {"pixels", "plotting", "errors", "files", "images", "values", "weights"}
+LEAVES = {
+    "pixels",
+    "plotting",
+    "errors",
+    "files",
+    "images",
+    "tasks",
+    "values",
+    "weights",
+}
 MODULES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[1:]
 )

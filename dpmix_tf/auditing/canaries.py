@@ -21,9 +21,11 @@ import numpy as np
 import tensorflow as tf
 
 from dpmix_tf.data import Batch, Dataset, ExampleSource
+from dpmix_tf.data.sources import label_spec
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import PrivacyPlan, randomness
 from dpmix_tf.privacy.clipping import ClippedSum
+from dpmix_tf.tasks import MULTI_LABEL
 from dpmix_tf.training.private_step import PrivateStep, Release
 from dpmix_tf.views import ViewMaker
 
@@ -53,11 +55,15 @@ class CanarySource(ExampleSource):
         self._source = source
         blank = np.zeros((gradients, *source.image_shape), source.image_dtype)
         self._images = np.concatenate([images.astype(source.image_dtype), blank])
-        self._labels = np.concatenate([labels, np.zeros(gradients)]).astype(np.int32)
+        kind = label_spec(source, [gradients])
+        blank = np.zeros(kind.shape)
+        labels = np.reshape(labels, [-1, *blank.shape[1:]])
+        self._labels = np.concatenate([labels, blank]).astype(kind.dtype.as_numpy_dtype)
         self.class_names = source.class_names
         self.image_shape = source.image_shape
         self.image_dtype = source.image_dtype
         self.record, self.slots = source.record, source.slots
+        self.task = source.task
 
     def __len__(self) -> int:
         """Number of records, canaries included."""
@@ -74,7 +80,9 @@ class CanarySource(ExampleSource):
         ours = canaries >= 0
         slots = () if self.slots is None else (self.slots,)
         images = np.empty((len(ids), *slots, *self.image_shape), self.image_dtype)
-        labels = np.empty((len(ids), *slots), np.int32)
+        labels = np.empty(
+            (len(ids), *slots, *self._labels.shape[1:]), self._labels.dtype
+        )
         images[~ours], labels[~ours] = self._source.draw(ids[~ours], key, turns[~ours])
         if slots:
             images[ours] = self._images[canaries[ours], np.newaxis]
@@ -87,6 +95,11 @@ class CanarySource(ExampleSource):
 
 def image_canaries(dataset: Dataset, count: int, random: np.random.Generator):
     """Returns test images with wrong labels, and equally many images of noise."""
+    if count and dataset.task == MULTI_LABEL:
+        raise DPMixError(
+            "Image canaries have one wrong class, and these images have several "
+            "labels. Set image_canaries=0: gradient canaries suit any labels."
+        )
     mislabelled = (count + 1) // 2
     classes = len(dataset.class_names)
     if mislabelled > len(dataset.test):
@@ -96,6 +109,8 @@ def image_canaries(dataset: Dataset, count: int, random: np.random.Generator):
         )
     chosen = random.choice(len(dataset.test), mislabelled, replace=False)
     images, labels = dataset.test.read(chosen)
+    if not count:
+        return images, labels
     wrong = (labels + random.integers(1, classes, mislabelled)) % classes
     noise = random.random((count - mislabelled, *dataset.image_shape))
     if images.dtype == np.uint8:
@@ -169,8 +184,8 @@ class CanaryStep(PrivateStep):
         included = tf.gather(coins, tf.maximum(canary + 1, 0))
         ordinary = (canary < self._images) & included
         batch = images, labels, ids
-        kept = (tf.boolean_mask(part, ordinary) for part in batch)
-        result = super().clipped_sum(*kept, update)
+        kept = [tf.boolean_mask(part, ordinary) for part in batch]
+        result = super().clipped_sum(kept[0], kept[1], kept[2], update)
         self._without_canaries = _flat(result.total)
         drawn = (canary >= self._images) & included
         ids = self._ids_of_records(*(tf.boolean_mask(part, drawn) for part in batch))

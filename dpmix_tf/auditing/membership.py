@@ -6,7 +6,9 @@ import numpy as np
 from scipy import special
 
 from dpmix_tf.auditing.bounds import Roc, check_confidence, roc
+from dpmix_tf.errors import DPMixError
 from dpmix_tf.pixels import as_float
+from dpmix_tf.tasks import MULTI_LABEL
 from dpmix_tf.training.restore import restore_data, restore_network
 
 _MOST_MEMBERS = 5_000  # on each side
@@ -44,6 +46,11 @@ def attack_membership(
     check_confidence(confidence)
     network, metadata = restore_network(workdir)
     dataset = restore_data(workdir, metadata, data_dir=data_dir)
+    if dataset.task == MULTI_LABEL:
+        raise DPMixError(
+            "Membership is attacked by the loss of an image's one class, and these "
+            "images have several labels. Audit the training instead: bin/audit.py."
+        )
     losses_of, odds, labels = {}, {}, {}
     for name, source in (("in", dataset.train), ("out", dataset.test)):
         source, random = source.examples, np.random.default_rng(0)

@@ -30,7 +30,8 @@ class Findings:
     """What was found in a data set.
 
     Attributes:
-      counts: part -> class -> how many images.
+      images: part -> how many images.
+      counts: part -> class, or label -> how many images.
       sizes: stored (width, height), before any resizing -> how many training images.
       image_shape: (H, W, C) that they are read as.
       dtype: name of the images' dtype as they are read.
@@ -40,6 +41,7 @@ class Findings:
       skipped: reason that files were skipped -> how many.
     """
 
+    images: Mapping[str, int]
     counts: Mapping[str, Mapping[str, int]]
     sizes: Counter[tuple[int, int]]
     image_shape: tuple[int, int, int]
@@ -55,7 +57,7 @@ class Findings:
         for part, counts in self.counts.items():
             missing = [name for name, count in counts.items() if not count]
             lines.append(
-                f"  {part}: {sum(counts.values()):,} images in {len(counts)} classes "
+                f"  {part}: {self.images[part]:,} images in {len(counts)} classes "
                 f"({_by_class(counts)})"
                 + (f"; none of {some_of(missing)}" if missing else "")
             )
@@ -98,11 +100,12 @@ def inspect(dataset: Dataset) -> Findings:
             "folders, data.data_dir is the folder whose subfolders are the classes."
         )
     train = dataset.train.examples.examine()
-    counts = {"training": _counts(names, train.labels)}
+    labels = {"training": train.labels}
     for part in ("validation", "test"):
         source = getattr(dataset, part)
         if source is not None:
-            counts[part] = _counts(names, source.examine().labels)
+            labels[part] = source.examine().labels
+    counts = {part: _counts(names, each) for part, each in labels.items()}
     empty = [name for name, count in counts["training"].items() if not count]
     if empty:
         raise DPMixError(
@@ -111,6 +114,7 @@ def inspect(dataset: Dataset) -> Findings:
         )
     looked_at, lowest, highest = _values(dataset.train.examples)
     return Findings(
+        images={part: len(each) for part, each in labels.items()},
         counts=counts,
         sizes=Counter(map(tuple, train.sizes.tolist())),
         image_shape=dataset.image_shape,
@@ -143,6 +147,8 @@ def _is_file(stream: TextIO) -> bool:
 
 
 def _counts(names: tuple[str, ...], labels: np.ndarray) -> dict[str, int]:
+    if labels.ndim == 2:  # several: how many images have each
+        return dict(zip(names, (labels == 1).sum(axis=0).tolist(), strict=True))
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
         raise DPMixError(
             f"The data has {len(names)} classes and labels from {labels.min()} to "

@@ -82,6 +82,7 @@ class PeopleSource(ExampleSource):
         self.class_names = examples.class_names
         self.image_shape = examples.image_shape
         self.image_dtype = examples.image_dtype
+        self.task = examples.task
 
     def __len__(self) -> int:
         """Number of people."""

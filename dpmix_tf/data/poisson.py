@@ -6,7 +6,12 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from dpmix_tf.data.sources import ExampleSource, check_labels, load_ahead
+from dpmix_tf.data.sources import (
+    ExampleSource,
+    check_labels,
+    label_spec,
+    load_ahead,
+)
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import PrivacyPlan, randomness
 
@@ -17,7 +22,7 @@ class Batch(NamedTuple):
     Attributes:
       images: [n,H,W,C] of the source's dtype; n varies and may be 0. If records are
         people, [n,slots,H,W,C], see PeopleSource.
-      labels: int32 [n], or [n,slots].
+      labels: int32 [n], or [n,slots]; or several labels, see ExampleSource.
       ids: int64 [n], the records' indices in the source; they key the views' draws.
       update: int64 scalar, the update that they were drawn for, counted from 0; None
         in batches of the user's own, which are taken as the next update's.
@@ -149,7 +154,9 @@ class PoissonBatches:
         image_shape = (0,) if ids_only else (*slots, *source.image_shape)
         spec = Batch(
             images=tf.TensorSpec([None, *image_shape], source.image_dtype),
-            labels=tf.TensorSpec([None, *slots], tf.int32),
+            labels=tf.TensorSpec([None], tf.int32)
+            if ids_only
+            else label_spec(source, [None, *slots]),
             ids=tf.TensorSpec([None], tf.int64),
             update=tf.TensorSpec([], tf.int64),
         )
@@ -162,7 +169,8 @@ class PoissonBatches:
                 return images, np.zeros(len(ids), np.int32), ids, np.int64(update)
             images, labels = source.draw(ids, self._images, np.full_like(ids, update))
             check_labels(labels, len(source.class_names))
-            return images, labels.astype(np.int32), ids, np.int64(update)
+            labels = labels.astype(spec.labels.dtype.as_numpy_dtype)
+            return images, labels, ids, np.int64(update)
 
         def elements(_):
             first = tf.numpy_function(

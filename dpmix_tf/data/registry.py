@@ -38,6 +38,11 @@ class Dataset:
         return self.train.class_names
 
     @property
+    def task(self) -> str:
+        """SINGLE_LABEL or MULTI_LABEL, see ExampleSource."""
+        return self.train.task
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C)."""
         return self.train.image_shape

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.images import fit_image
 from dpmix_tf.privacy.plan import EXAMPLE
+from dpmix_tf.tasks import MULTI_LABEL, SINGLE_LABEL
 
 # Threads that decode the images of a batch; decoding releases the interpreter's lock.
 DECODERS = 8
@@ -27,7 +28,7 @@ class Examined(NamedTuple):
 
     Attributes:
       digests: uint8 [n,32], SHA-256 of the image and its label.
-      labels: int64 [n].
+      labels: int64 [n]; several labels [n,classes], with -1 where not known.
       sizes: int64 [n,2], stored width and height, before any resizing.
     """
 
@@ -42,7 +43,7 @@ class Examined(NamedTuple):
         digests = np.frombuffer(b"".join(row[0] for row in rows), np.uint8)
         return cls(
             digests.reshape(-1, hashlib.sha256().digest_size),
-            np.array([row[1] for row in rows], np.int64),
+            np.nan_to_num([row[1] for row in rows], nan=-1).astype(np.int64),
             np.array([row[2] for row in rows], np.int64).reshape(-1, 2),
         )
 
@@ -57,6 +58,9 @@ class ExampleSource(abc.ABC):
       record: what one index stands for, and the guarantee protects: EXAMPLE; PERSON in
         a PeopleSource.
       slots: images that `draw` gives of a record; None for an example's own.
+      task: SINGLE_LABEL; or MULTI_LABEL: then `labels` are float32 with an axis of one
+        number per class, 0, 1, or NaN where not known, wherever the shapes of class
+        numbers are given here.
     """
 
     class_names: tuple[str, ...]
@@ -64,6 +68,7 @@ class ExampleSource(abc.ABC):
     image_dtype: np.dtype = np.dtype(np.uint8)
     record: str = EXAMPLE
     slots: int | None = None
+    task: str = SINGLE_LABEL
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -120,7 +125,8 @@ class ExampleSource(abc.ABC):
                 images, labels = self.read(indices[start : start + _BLOCK])
                 for image, label in zip(images, labels, strict=True):
                     content = np.ascontiguousarray(image).tobytes()
-                    yield digest(content, int(label)), label, (width, height)
+                    known = np.asarray(label).tolist()
+                    yield digest(content, known), label, (width, height)
 
         return Examined.of(rows())
 
@@ -157,6 +163,7 @@ class _Subset(ExampleSource):
         self.class_names = parent.class_names
         self.image_shape = parent.image_shape
         self.image_dtype = parent.image_dtype
+        self.task = parent.task
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -178,7 +185,8 @@ class ArraySource(ExampleSource):
 
     Args:
       images: [n,H,W,C], uint8 in [0, 255] or float32 (any range; [0, 1] is usual).
-      labels: integers [n] in [0, classes).
+      labels: integers [n] in [0, classes); or several labels, [n,classes] of 0, 1, and
+        NaN where not known.
       class_names: names by label; by default "0", "1", ...
 
     Raises:
@@ -206,24 +214,32 @@ class ArraySource(ExampleSource):
                 "images must be uint8 in [0, 255] or float32, received: "
                 f"dtype={images.dtype}. Convert with images.astype('float32')."
             )
-        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-            raise DPMixError(
-                f"labels must be integers of shape {images.shape[:1]}, one per image; "
-                f"received: dtype={labels.dtype}, shape={labels.shape}."
-            )
         if not len(images):
             raise DPMixError("The source holds no examples.")
-        if class_names is None:
-            class_names = [str(label) for label in range(int(labels.max()) + 1)]
-        names = check_class_names(class_names)
-        if labels.min() < 0 or labels.max() >= len(names):
+        if labels.ndim == 2 and len(labels) == len(images):
+            self.task = MULTI_LABEL
+            self._labels = _checked_several(labels)
+            count = labels.shape[1]
+        elif labels.shape == images.shape[:1] and labels.dtype.kind in "iu":
+            self._labels = labels.astype(np.int32)
+            count = int(labels.max()) + 1
+        else:
             raise DPMixError(
-                f"labels must be in [0, {len(names)}), one of {len(names)} classes; "
-                f"received values from {labels.min()} to {labels.max()}."
+                f"labels must be integers of shape {images.shape[:1]}, one per image, "
+                "or several of 0, 1 and NaN per image, along a second axis; received: "
+                f"dtype={labels.dtype}, shape={labels.shape}."
             )
         self._images = images
-        self._labels = labels.astype(np.int32)
-        self.class_names = names
+        self.class_names = check_class_names(
+            map(str, range(count)) if class_names is None else class_names
+        )
+        if self.task == SINGLE_LABEL:
+            check_labels(labels, len(self.class_names))
+        elif count != len(self.class_names):
+            raise DPMixError(
+                f"There are {len(self.class_names)} class_names for {count} labels per "
+                "image."
+            )
         _, height, width, channels = images.shape
         self.image_shape = (height, width, channels)
         self.image_dtype = images.dtype
@@ -235,6 +251,18 @@ class ArraySource(ExampleSource):
     def read(self, indices):
         """Copies rows out of the arrays."""
         return np.asarray(self._images[indices]), self._labels[indices]
+
+
+def _checked_several(labels: np.ndarray) -> np.ndarray:
+    """Returns several labels per image as float32; refuses other values."""
+    if (
+        labels.dtype.kind not in "iufb"
+        or not (np.isnan(labels) | (labels == 0) | (labels == 1)).all()
+    ):
+        raise DPMixError(
+            "Several labels per image must each be 0, 1, or NaN where not known."
+        )
+    return labels.astype(np.float32)
 
 
 class DecodedSource(ExampleSource):
@@ -347,8 +375,17 @@ def check_class_names(names: Iterable[str]) -> tuple[str, ...]:
     return names
 
 
+def label_spec(source: ExampleSource, axes: Sequence[int | None]) -> tf.TensorSpec:
+    """The shape and dtype of labels of images along some axes."""
+    if source.task == MULTI_LABEL:
+        return tf.TensorSpec([*axes, len(source.class_names)], tf.float32)
+    return tf.TensorSpec(axes, tf.int32)
+
+
 def check_labels(labels: np.ndarray, classes: int) -> None:
-    """Raises DPMixError unless all labels that were read are in [0, classes)."""
+    """Raises DPMixError unless all class numbers that were read are in [0, classes)."""
+    if labels.dtype.kind == "f":  # several labels, checked where they come from
+        return
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise DPMixError(
             f"The source has {classes} classes and gave labels from "
@@ -372,7 +409,7 @@ def ordered_batches(source: ExampleSource, batch_size: int) -> tf.data.Dataset:
 
     specs = (
         tf.TensorSpec([None, *source.image_shape], source.image_dtype),
-        tf.TensorSpec([None], tf.int32),
+        label_spec(source, [None]),
     )
     return load_ahead(tf.data.Dataset.range(0, len(source), batch_size), load, specs)
 

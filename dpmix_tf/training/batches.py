@@ -68,7 +68,7 @@ def _own_part(
         )
     image_shape = tuple(step.network.input_shape[1:])
     classes = int(step.network.output_shape[-1])
-    check_source(batches.source, step.views, image_shape, classes)
+    check_source(batches.source, step.views, step.task, image_shape, classes)
     if isinstance(step.views, EncodedViews):
         step.views.refuse_other_examples(batches.source)
     if batches.seed.origin == randomness.CHOSEN:

@@ -7,6 +7,7 @@ from dpmix_tf.data import ExampleSource
 from dpmix_tf.errors import BudgetExhaustedError, DPMixError
 from dpmix_tf.privacy import PrivacyPlan
 from dpmix_tf.privacy.plan import PERSON
+from dpmix_tf.tasks import MULTI_LABEL, TASKS
 from dpmix_tf.views import ViewMaker, Views
 
 
@@ -65,6 +66,23 @@ def check_budget(plan: PrivacyPlan, spent: int, asked: int) -> None:
         )
 
 
+def check_task(task: str, views: Views) -> None:
+    """Raises DPMixError for an unknown task, or views that do not suit it."""
+    if task not in TASKS:
+        raise DPMixError(f"task must be one of {TASKS}, received: {task!r}.")
+    if task == MULTI_LABEL and views.synthetic:
+        raise DPMixError(
+            f"synthetic={views.synthetic} views have one class each, and nothing says "
+            "which other labels their images have. For several labels per image use "
+            "views without synthetic ones, such as views.dp_mix_self()."
+        )
+    if task == MULTI_LABEL and not (views.encoded or isinstance(views, ViewMaker)):
+        raise DPMixError(
+            f"{views.kind} takes one class per image. For several labels use a "
+            "ViewMaker, such as views.dp_mix_self()."
+        )
+
+
 def check_views(views: Views, plan: PrivacyPlan, *, replicas: int) -> None:
     """Raises DPMixError for views to which the plan's noise does not apply."""
     if plan.sensitivity != views.sensitivity:
@@ -85,9 +103,18 @@ def check_views(views: Views, plan: PrivacyPlan, *, replicas: int) -> None:
 
 
 def check_source(
-    source: ExampleSource, views: Views, image_shape: tuple[int, ...], classes: int
+    source: ExampleSource,
+    views: Views,
+    task: str,
+    image_shape: tuple[int, ...],
+    classes: int,
 ) -> None:
-    """Raises DPMixError for examples that network or views were not made for."""
+    """Raises DPMixError for examples that network, views or task are not made for."""
+    if source.task != task:
+        raise DPMixError(
+            f"The model's task is {task!r} and the source's labels are for "
+            f"{source.task!r}. Make the model with task=source.task."
+        )
     if source.slots and isinstance(views, ViewMaker) and views.visits is not None:
         raise DPMixError(
             "Fixed views of people (views.visits) must be encoded before training, for "

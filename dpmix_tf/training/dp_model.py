@@ -15,11 +15,18 @@ from dpmix_tf.privacy import Ledger, PrivacyPlan, ledger, randomness
 from dpmix_tf.privacy.account import Account
 from dpmix_tf.privacy.plan import round_up
 from dpmix_tf.privacy.statement import history_warning, state_guarantee
+from dpmix_tf.tasks import MULTI_LABEL, SINGLE_LABEL
 from dpmix_tf.training import cluster
 from dpmix_tf.training.averaging import ExponentialMovingAverage
 from dpmix_tf.training.batches import choose_batches
-from dpmix_tf.training.checks import check_budget, check_fit_arguments, check_views
+from dpmix_tf.training.checks import (
+    check_budget,
+    check_fit_arguments,
+    check_task,
+    check_views,
+)
 from dpmix_tf.training.loop import TrainFunction
+from dpmix_tf.training.losses import shown_binary_cross_entropy
 from dpmix_tf.training.optimizers import (
     check_compile,
     check_optimizer,
@@ -71,6 +78,8 @@ class DPMixModel(Saving):
       private_metrics: show the training loss, gradient norm and fraction of clipped
         examples, computed without noise and named "private_...". They are not covered
         by the guarantee.
+      task: "single_label"; or "multi_label": a sigmoid and binary cross-entropy per
+        output, with labels 0, 1, or NaN where not known, which then count for nothing.
       make_step: makes the PrivateStep; an audit uses its own, which adds canaries.
 
     Raises:
@@ -88,6 +97,7 @@ class DPMixModel(Saving):
         chunk_size: int | None = None,
         ema_decay: float = 0.9999,
         private_metrics: bool = False,
+        task: str = SINGLE_LABEL,
         make_step: Callable[..., PrivateStep] = PrivateStep,
         name: str = "dp_mix_model",
     ):
@@ -95,6 +105,7 @@ class DPMixModel(Saving):
         validate_network(network)
         if not 0 <= ema_decay < 1:
             raise DPMixError(f"ema_decay must be in [0, 1), received: {ema_decay}.")
+        check_task(task, views)
         check_views(views, plan, replicas=self.distribute_strategy.num_replicas_in_sync)
         seed = randomness.as_seed(seed)
         self.network = network
@@ -109,7 +120,9 @@ class DPMixModel(Saving):
             seed=seed,
             account=self.account,
             chunk_size=chunk_size,
+            task=task,
         )
+        self.task = task
         self.private_metrics = private_metrics
         self.num_classes = int(network.output_shape[-1])
         self._note_conditions(seed)
@@ -188,7 +201,7 @@ class DPMixModel(Saving):
             leave_gradients_as_they_are(optimizer)
         super().compile(
             optimizer=optimizer,
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            loss=_SHOWN_LOSSES[self.task],
             metrics=metrics,
             auto_scale_loss=False,
             jit_compile=False,
@@ -196,9 +209,9 @@ class DPMixModel(Saving):
         )
         self.optimizer.build(self.network.trainable_variables)
         # train_step does not use Keras's metrics, but fit still asks for their results.
-        self.compute_metrics(
-            None, tf.zeros([1], tf.int32), tf.zeros([1, self.num_classes])
-        )
+        logits = tf.zeros([1, self.num_classes])
+        labels = logits if self.task == MULTI_LABEL else tf.zeros([1], tf.int32)
+        self.compute_metrics(None, labels, logits)
         self.reset_metrics()
 
     def fit(self, x=None, y=None, *, assume_poisson: bool = False, **kwargs):
@@ -314,7 +327,7 @@ class DPMixModel(Saving):
 
         Args:
           images: [n,H,W,C], uint8 or float.
-          labels: integers [n], or one-hot or soft [n,classes].
+          labels: integers [n], or one-hot or soft [n,classes], or several labels.
           ids: int64 [n], keys of the examples' views; by default their positions.
           update: int, the update whose views to make; by default the next one.
 
@@ -333,3 +346,10 @@ class DPMixModel(Saving):
     @tf.function(reduce_retracing=True)
     def _clipped_sum_graph(self, images, labels, ids, update):
         return self.step.clipped_sum(images, labels, ids, update)
+
+
+# What Keras's evaluate shows; training uses the step's own.
+_SHOWN_LOSSES = {
+    SINGLE_LABEL: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    MULTI_LABEL: shown_binary_cross_entropy,
+}

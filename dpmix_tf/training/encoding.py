@@ -14,10 +14,11 @@ from absl import logging
 from tqdm import tqdm
 
 from dpmix_tf.data import ExampleSource
-from dpmix_tf.data.sources import check_labels, load_ahead
+from dpmix_tf.data.sources import check_labels, label_spec, load_ahead
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.models import count_activations, network_digest, split_frozen_front
 from dpmix_tf.privacy import randomness
+from dpmix_tf.tasks import MULTI_LABEL, SINGLE_LABEL
 from dpmix_tf.training.software import package_versions
 from dpmix_tf.views import (
     EncodedViews,
@@ -96,6 +97,7 @@ class FeatureSource(ExampleSource):
 
     def __init__(self, store: FeatureStore, class_names: tuple[str, ...]):
         self.store, self.class_names = store, class_names
+        self.task = MULTI_LABEL if store.layout.several else SINGLE_LABEL
         self.image_shape = store.layout.features
 
     def __len__(self) -> int:
@@ -104,8 +106,9 @@ class FeatureSource(ExampleSource):
     def read(self, indices):
         """See ExampleSource.read."""
         indices = np.asarray(indices, np.int64)
-        features, classes, _ = self.store.read(indices, np.zeros(len(indices), int))
-        return features[:, 0].astype(np.float32), classes[:, 0, 0]
+        features, labels, *_ = self.store.read(indices, np.zeros(len(indices), int))
+        features, labels = features[:, 0].astype(np.float32), labels[:, 0]
+        return features, labels if self.task == MULTI_LABEL else labels[:, 0]
 
 
 def encode_views(
@@ -193,6 +196,7 @@ def _open(cache_dir, front, maker, source, dtype) -> tuple[FeatureStore, set[Any
         features=tuple(int(size) for size in front.output_shape[1:]),
         dtype=dtype,
         classes=len(source.class_names),
+        several=source.task == MULTI_LABEL,
     )
     key = {
         "data": source.fingerprint(),
@@ -215,19 +219,18 @@ def _make_encode(front: keras.Model, maker: ViewMaker, layout: Layout) -> Callab
 
     It takes images [n,H,W,C], labels [n], ids [n] and visits [n], n being static, and
     returns features float32 [n,K,...], and classes and weights of the labels, see
-    to_pairs.
+    to_pairs; or several labels as they are.
     """
 
     def encode(images, labels, ids, visits):
-        views, soft = maker.several(
-            images,
-            tf.one_hot(labels, layout.classes),
-            maker.fixed_seeds(ids, visits),
-        )
+        if not layout.several:
+            labels = tf.one_hot(labels, layout.classes)
+        views, soft = maker.several(images, labels, maker.fixed_seeds(ids, visits))
         flat = tf.reshape(views, [-1, *views.shape[2:]])
         features = tf.cast(front(flat, training=False), tf.float32)
         shape = [-1, layout.views[1], *layout.features]
-        return tf.reshape(features, shape), *to_pairs(soft)
+        kept = (soft,) if layout.several else to_pairs(soft)
+        return tf.reshape(features, shape), *kept
 
     return encode
 
@@ -274,7 +277,7 @@ def _fill(store, blocks, encode, source, at_a_time, before_block) -> None:
     with bar:
         for block in blocks:
             before_block()
-            made: list[list[np.ndarray]] = [[], [], []]
+            made: list[list[np.ndarray]] = [[] for _ in layout.parts]
             pairs = len(layout.rows_of(block)) * visits
             for first in range(0, pairs, at_a_time):
                 number = min(at_a_time, pairs - first)
@@ -312,7 +315,7 @@ def _read_ahead(
     slots = () if source.slots is None else (source.slots,)
     specs = (
         tf.TensorSpec([at_a_time, *slots, *source.image_shape], source.image_dtype),
-        tf.TensorSpec([at_a_time, *slots], tf.int32),
+        label_spec(source, [at_a_time, *slots]),
         tf.TensorSpec([at_a_time], tf.int64),
         tf.TensorSpec([at_a_time], tf.int32),
     )

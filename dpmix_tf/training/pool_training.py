@@ -20,7 +20,7 @@ from dpmix_tf.privacy import randomness
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training import checkpoints
 from dpmix_tf.training.build import Start
-from dpmix_tf.training.private_step import cross_entropy
+from dpmix_tf.training.losses import cross_entropy
 from dpmix_tf.training.workdir import differences
 from dpmix_tf.views import ViewMaker, Views, make_views
 

@@ -22,6 +22,8 @@ from dpmix_tf.privacy.clipping import (
 )
 from dpmix_tf.privacy.dense import add_dense, choose_dense_chunk_size
 from dpmix_tf.privacy.mechanism import GaussianMechanism, Record, in_full_float32
+from dpmix_tf.tasks import SINGLE_LABEL
+from dpmix_tf.training.losses import LOSSES
 from dpmix_tf.views import Records, Views
 
 
@@ -53,6 +55,7 @@ class PrivateStep:
       seed: secret; noise and views derive from it.
       account: where updates are charged.
       chunk_size: records vectorised together; by default chosen by the network's shape.
+      task: one of tasks.TASKS.
     """
 
     def __init__(
@@ -64,7 +67,9 @@ class PrivateStep:
         seed: randomness.Seed,
         account: Account,
         chunk_size: int | None = None,
+        task: str = SINGLE_LABEL,
     ):
+        self.task, self._loss = task, LOSSES[task]
         self.network, self.plan, self.views = network, plan, views
         self.account = account
         self.front, self.rest = split_frozen_front(network)
@@ -112,8 +117,8 @@ class PrivateStep:
 
         Args:
           images: [n,H,W,C], uint8 or float; of people [n,slots,H,W,C].
-          labels: integers [n], or one-hot or soft [n,classes]; of people [n,slots] or
-            [n,slots,classes].
+          labels: integers [n], or one-hot or soft [n,classes], or several labels; of
+            people [n,slots] or [n,slots,classes].
           ids: int64 [n], keys of the records' views.
           update: int64 scalar, the update whose views to make.
         """
@@ -163,13 +168,13 @@ class PrivateStep:
         """What clips and adds a chunk's records, of the kind that suits the network."""
         variables = self.network.trainable_variables
         if dense is not None:
-            return add_dense(variables, dense, cross_entropy)
+            return add_dense(variables, dense, self._loss)
         return add_vectorised(variables, self.mean_loss)
 
     def mean_loss(self, features, labels):
-        """One record's [K,...] and [K,classes] -> mean cross-entropy over its views."""
+        """One record's [K,...] and [K,classes] -> mean loss over its views."""
         logits = tf.cast(self.rest(features, training=True), tf.float32)
-        return tf.reduce_mean(cross_entropy(logits, labels))
+        return tf.reduce_mean(self._loss(logits, labels))
 
     def _soft(self, labels, axes):
         """Class numbers, or soft labels as they are, of images along some axes."""
@@ -239,9 +244,3 @@ class PrivateStep:
             )
         logging.info("Chunks of %d example(s): %s.", chunk_size, why)
         return int(chunk_size)
-
-
-def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """[n,classes], [n,classes] -> [n]."""
-    # TensorFlow's fused cross-entropy is wrong for labels that sum to 0.
-    return -tf.reduce_sum(labels * tf.nn.log_softmax(logits), axis=-1)

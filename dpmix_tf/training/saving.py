@@ -31,6 +31,7 @@ class Saving(keras.Model):
             "chunk_size": self.chunk_size,
             "ema_decay": self.average.decay,
             "private_metrics": self.private_metrics,
+            "task": self.task,
             "ledger": self.ledger.to_list(),  # a copy may be given these weights
         }
 

@@ -84,21 +84,28 @@ class EncodedViews:
         """
         del images, expected_batch_size
         layout, classes = self.store.layout, labels.shape[-1]
-        count = layout.views[1]
 
         def make_views(ids):
             visits = self.maker.choose_visits(seed, ids)
-            features, pair, weights = tf.numpy_function(
+            row = layout.row_type
+            parts = tf.numpy_function(
                 self.store.read,
                 [ids, visits],
-                [tf.as_dtype(layout.dtype), tf.int32, tf.float32],
+                [
+                    tf.as_dtype(row[name].base.newbyteorder("="))
+                    for name in layout.parts
+                ],
             )
-            number = ids.shape[0]
-            features = tf.ensure_shape(features, [number, count, *layout.features])
-            pair = tf.ensure_shape(pair, [number, count, 2])
-            weights = tf.ensure_shape(weights, [number, count, 2])
-            labels = tf.one_hot(pair, classes) * weights[..., tf.newaxis]
-            return tf.cast(features, tf.float32), tf.reduce_sum(labels, axis=2)
+            shapes = [row[name].shape[1:] for name in layout.parts]
+            features, *labels = (
+                tf.ensure_shape(part, [ids.shape[0], *shape])
+                for part, shape in zip(parts, shapes, strict=True)
+            )
+            if layout.several:
+                return tf.cast(features, tf.float32), labels[0]
+            pair, weights = labels
+            soft = tf.one_hot(pair, classes) * weights[..., tf.newaxis]
+            return tf.cast(features, tf.float32), tf.reduce_sum(soft, axis=2)
 
         return Records((ids,), make_views)
 

@@ -27,7 +27,6 @@ _BLOCK_BYTES = 64 * 2**20  # about; a block holds whole rows
 _KEY = "key.json"
 _LOCK = "lock"
 _NAME = re.compile("[0-9a-f]{16}")  # of a store's folder
-_FIELDS = ("features", "classes", "weights")  # of a row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +39,7 @@ class Layout:
       features: shape of one view's features.
       dtype: of the features, one of DTYPES.
       classes: number of classes.
+      several: whether a view has several labels, which are kept as they are.
     """
 
     rows: int
@@ -47,18 +47,27 @@ class Layout:
     features: tuple[int, ...]
     dtype: str
     classes: int
+    several: bool = False
 
     @property
     def row_type(self) -> np.dtype:
-        """One row: features, and labels as two classes and their weights per view."""
+        """One row: features, and labels as two classes and their weights per view.
+
+        Of several labels all are kept, as "labels".
+        """
         dtype = np.dtype(self.dtype).newbyteorder("<")
-        return np.dtype(
-            [
-                ("features", dtype, (*self.views, *self.features)),
-                ("classes", "<i4", (*self.views, 2)),
-                ("weights", "<f4", (*self.views, 2)),
-            ]
-        )
+        labels: list[Any] = [
+            ("classes", "<i4", (*self.views, 2)),
+            ("weights", "<f4", (*self.views, 2)),
+        ]
+        if self.several:
+            labels = [("labels", "<f4", (*self.views, self.classes))]
+        return np.dtype([("features", dtype, (*self.views, *self.features)), *labels])
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of what a row holds: the features, then what there is of labels."""
+        return self.row_type.names or ()
 
     @property
     def rows_per_block(self) -> int:
@@ -225,16 +234,14 @@ class FeatureStore:
         start.update(content)
         return start.digest()
 
-    def write(
-        self, block: int, features: np.ndarray, classes: np.ndarray, weights: np.ndarray
-    ) -> None:
+    def write(self, block: int, features: np.ndarray, *labels: np.ndarray) -> None:
         """Writes a block.
 
         Args:
           block: its number.
           features: float [rows,R,K,...].
-          classes: int32 [rows,R,K,2], the classes that a view's label blends.
-          weights: float32 [rows,R,K,2], their weights.
+          *labels: the classes that a view's label blends, int32 [rows,R,K,2], and
+            their weights, float32 [rows,R,K,2]; or several, float32 [rows,R,K,classes].
 
         Raises:
           DPMixError: a feature does not fit the dtype; the disk is full.
@@ -249,7 +256,8 @@ class FeatureStore:
                 "cannot hold. Set run.cache_dtype=float32; if they are not finite, the "
                 "encoder does not suit these images."
             )
-        made["classes"], made["weights"] = classes, weights
+        for name, part in zip(self.layout.parts[1:], labels, strict=True):
+            made[name] = part
         content = made.view(np.uint8)
 
         def save(file):
@@ -258,9 +266,7 @@ class FeatureStore:
 
         write_atomic(self.path(block), save, private=True)
 
-    def read(
-        self, rows: np.ndarray, visits: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def read(self, rows: np.ndarray, visits: np.ndarray) -> tuple[np.ndarray, ...]:
         """Gathers one visit of each of some rows.
 
         Args:
@@ -269,16 +275,16 @@ class FeatureStore:
 
         Returns:
           features [n,K,...] of the layout's dtype; classes, int32 [n,K,2], and weights,
-          float32 [n,K,2], of the labels.
+          float32 [n,K,2], of the labels; or several labels, float32 [n,K,classes].
 
         Raises:
           DPMixError: a block is absent or damaged.
         """
         kind = self.layout.row_type
-        features, classes, weights = made = [
-            np.empty((len(rows), *kind[name].shape[1:]), kind[name].base)
-            for name in _FIELDS
-        ]
+        made = {
+            name: np.empty((len(rows), *kind[name].shape[1:]), kind[name].base)
+            for name in self.layout.parts
+        }
         blocks, places = np.divmod(rows, self.layout.rows_per_block)
         for block in np.unique(blocks):
             if not self._open(int(block)):
@@ -287,10 +293,10 @@ class FeatureStore:
                     "again: it is then made anew."
                 )
             found = np.flatnonzero(blocks == block)
-            for name, part in zip(_FIELDS, made, strict=True):
+            for name, part in made.items():
                 stored = self._blocks[int(block)][name]
                 part[found] = stored[places[found], visits[found]]
-        return features, classes, weights
+        return tuple(made.values())
 
     def clear(self, among: Iterable[int] | None = None) -> None:
         """Deletes blocks; by default all."""

@@ -142,6 +142,8 @@ def test_ten_million_examples_are_not_tossed_coins_for():
     class Many:
         """Examples that nobody reads."""
 
+        record = "example"
+
         def __len__(self):
             return 10_000_000
 
