@@ -388,8 +388,8 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
         return
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise DPMixError(
-            f"The source has {classes} classes and gave labels from "
-            f"{labels.min()} to {labels.max()}."
+            f"labels must be in [0, {classes}), one of {classes} classes; the source "
+            f"gave labels from {labels.min()} to {labels.max()}."
         )
 
 
