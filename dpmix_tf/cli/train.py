@@ -57,8 +57,11 @@ def _main(argv: list[str]) -> None:
     for words, name in (
         ("test accuracy     ", "test_accuracy"),
         ("test accuracy, EMA", "test_accuracy_ema"),
+        ("test AUROC        ", "test_auroc"),
+        ("test AUROC, EMA   ", "test_auroc_ema"),
     ):
-        if name in result:  # missing without a test set or with run.test = False
+        # Missing without a test set or with run.test = False; or of the other task.
+        if result.get(name) is not None:
             print(f"{words} {result[name]:.4f}")
     print(f"\nWritten to {workdir}:")
     print("  privacy.json   what was spent      metrics.jsonl  accuracy by update")

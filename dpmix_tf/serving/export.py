@@ -28,6 +28,7 @@ from dpmix_tf.privacy import Ledger
 from dpmix_tf.serving.privacy_card import exported_versions, make_card, write_card
 from dpmix_tf.serving.signatures import add_signatures, probabilities_of
 from dpmix_tf.serving.warmup import FILE, read_warmup, write_warmup
+from dpmix_tf.tasks import SINGLE_LABEL
 from dpmix_tf.training import restore_network
 from dpmix_tf.training.workdir import final_event, read_json, recorded_ledger
 
@@ -120,15 +121,16 @@ def export_file(
         )
     network, metadata, card = _restore(workdir, weights, data_name, research)
     write, load = _WRITERS[output.suffix]
+    task = metadata.get("task", SINGLE_LABEL)
     with (
         _alone_in(output.parent),
         _tensorflow_reported(output),
         temporary_folder(output) as folder,
     ):
         temporary = folder / output.name
-        write(network, temporary)
+        write(network, temporary, task)
         images = _random_images(metadata["image_shape"])
-        _compare(load(temporary)(images), network, images, output)
+        _compare(load(temporary, task)(images), network, images, output, task)
         # A file is never seen with another file's card, only with none for a moment.
         output.unlink(missing_ok=True)
         write_card(card, output.parent, f"{output.name}.")
@@ -170,7 +172,8 @@ def _write_saved_model(
 ) -> None:
     archive = keras.export.ExportArchive()
     shape = tuple(metadata["image_shape"])
-    add_signatures(archive, network, metadata["class_names"], shape)
+    task = metadata.get("task", SINGLE_LABEL)
+    add_signatures(archive, network, metadata["class_names"], shape, task)
     archive.write_out(path, verbose=False)
     extra = path / "assets.extra"
     extra.mkdir()
@@ -189,7 +192,7 @@ def _write_saved_model(
     for name, inputs in read_warmup(extra / FILE):
         count = len(next(iter(inputs.values())))
         answer = signatures[name](**{k: tf.constant(v) for k, v in inputs.items()})
-        _compare(answer["probabilities"], network, images[:count], path)
+        _compare(answer["probabilities"], network, images[:count], path, task)
         _check_names(answer, metadata["class_names"], path)
 
 
@@ -199,8 +202,8 @@ def _random_images(image_shape) -> np.ndarray:
     return random.integers(0, 256, (_TRIED, *image_shape), dtype=np.uint8)
 
 
-def _compare(probabilities, network: keras.Model, images, where: Path) -> None:
-    expected = probabilities_of(network, images)
+def _compare(probabilities, network, images, where: Path, task: str) -> None:
+    expected = probabilities_of(network, images, task)
     apart = float(np.abs(np.asarray(probabilities) - expected).max())
     if not apart <= _TOLERANCE:
         raise DPMixError(
@@ -220,7 +223,8 @@ def _check_names(answer, class_names, where: Path) -> None:
 _ELSE = "Export it as a SavedModel: --output=FOLDER."
 
 
-def _save_keras(network: keras.Model, path: Path) -> None:
+def _save_keras(network: keras.Model, path: Path, task: str) -> None:
+    del task  # what it saves emits logits
     layers = network._flatten_layers(include_self=False)
     if any(isinstance(layer, keras.layers.TFSMLayer) for layer in layers):
         raise DPMixError(
@@ -230,17 +234,17 @@ def _save_keras(network: keras.Model, path: Path) -> None:
     network.save(path)
 
 
-def _load_keras(path: Path) -> Callable:
+def _load_keras(path: Path, task: str) -> Callable:
     network = keras.models.load_model(path)
-    return lambda images: probabilities_of(network, images)
+    return lambda images: probabilities_of(network, images, task)
 
 
-def _save_litert(network: keras.Model, path: Path) -> None:
+def _save_litert(network: keras.Model, path: Path, task: str) -> None:
     archive = keras.export.ExportArchive()
     archive.track(network)
     archive.add_endpoint(
         "serving_default",
-        lambda images: {"probabilities": probabilities_of(network, images)},
+        lambda images: {"probabilities": probabilities_of(network, images, task)},
         [tf.TensorSpec([None, *network.input_shape[1:]], tf.uint8, name="images")],
     )
     folder = path.with_suffix("")
@@ -250,7 +254,8 @@ def _save_litert(network: keras.Model, path: Path) -> None:
         path.write_bytes(converter.convert())
 
 
-def _load_litert(path: Path) -> Callable:
+def _load_litert(path: Path, task: str) -> Callable:
+    del task  # what it loads answers with probabilities
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a notice that it moves to another package
         interpreter = tf.lite.Interpreter(model_path=str(path))

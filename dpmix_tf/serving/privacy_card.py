@@ -21,6 +21,7 @@ from dpmix_tf.privacy.statement import (
     seed_origin,
     state_guarantee,
 )
+from dpmix_tf.tasks import SINGLE_LABEL
 
 SCHEMA_VERSION = 1
 JSON_FILE = "privacy_card.json"
@@ -73,6 +74,7 @@ def make_card(
             "after_update": metadata["updates"],
             "class_names": list(metadata["class_names"]),
             "image_shape": list(metadata["image_shape"]),
+            "task": metadata.get("task", SINGLE_LABEL),
         },
         "privacy": {
             "epsilon": None if origin == CHOSEN else finite_or_none(epsilon),
@@ -103,6 +105,9 @@ def make_card(
         "public_weights": config["network"]["name"] == "pretrained",
         "public_weights_sha256": config["network"].get("sha256"),
         "test_accuracy": (final or {}).get(accuracy) if evaluated else None,
+        "test_figures": (final or {}).get("test_figures_ema")
+        if evaluated and weights == "ema"
+        else None,
         "not_covered": list(not_covered(plan)),
         "software": metadata["software"],
         "statement": state_guarantee(ledger, plan),
@@ -189,7 +194,6 @@ def to_markdown(card: dict[str, Any]) -> str:
     privacy, model, data = card["privacy"], card["model"], card["training_data"]
     epsilon = privacy["epsilon"]
     shown = "none: no guarantee" if epsilon is None else round_up(epsilon)
-    accuracy = card["test_accuracy"]
     # Older cards record only whether the user chose the seed.
     chosen = CHOSEN if privacy["seed_chosen_by_user"] else SYSTEM
     origin = privacy.get("seed_origin", chosen)
@@ -226,7 +230,7 @@ def to_markdown(card: dict[str, Any]) -> str:
         + f" weights after update {model['after_update']:,}",
         "images": " x ".join(map(str, model["image_shape"])),
         "classes": ", ".join(model["class_names"]),
-        "test accuracy": "not measured" if accuracy is None else f"{accuracy:.4f}",
+        **_measured(card),
         **{name: value or "unknown" for name, value in card["software"].items()},
     }
     lines = ["# Privacy card", "", *([f"**{warning}**", ""] if warning else [])]
@@ -234,6 +238,33 @@ def to_markdown(card: dict[str, Any]) -> str:
     lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
     statement = card["statement"].replace("\n", "\n\n")
     return "\n".join([*lines, "", "## What is guaranteed", "", statement]) + "\n"
+
+
+def _measured(card: dict[str, Any]) -> dict[str, str]:
+    """Rows on what was measured on test examples, without noise."""
+    accuracy, figures = card["test_accuracy"], card.get("test_figures") or {}
+
+    def interval(found: dict[str, Any] | None) -> str:
+        if found is None:
+            return "not known"
+        return f"{found['value']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
+
+    if "mean_auroc" in figures:
+        of_labels = {
+            f"test AUROC, {name}": interval(each["auroc"])
+            for name, each in figures["by_label"].items()
+        }
+        return {
+            "test AUROC, mean (95 % interval)": interval(figures["mean_auroc"])
+        } | of_labels
+    if "accuracy" not in figures:
+        shown = "not measured" if accuracy is None else f"{accuracy:.4f}"
+        return {"test accuracy": shown}
+    return {
+        "test accuracy (95 % interval)": interval(figures["accuracy"]),
+        "balanced accuracy": f"{figures['balanced_accuracy']:.4f}",
+        "calibration error": f"{figures['calibration_error']:.4f}",
+    }
 
 
 def _trained_before(card: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import tensorflow as tf
 from dpmix_tf.images import MOST_PIXELS, TWELVE_BITS
 from dpmix_tf.pixels import as_float
 from dpmix_tf.serving import orientation
+from dpmix_tf.tasks import MULTI_LABEL, SINGLE_LABEL
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
@@ -21,6 +22,7 @@ def add_signatures(
     network: keras.Model,
     class_names: Sequence[str],
     image_shape: tuple[int, int, int],
+    task: str = SINGLE_LABEL,
 ) -> None:
     """Adds a classifier's signatures to an archive.
 
@@ -39,6 +41,7 @@ def add_signatures(
       network: float images [n,H,W,C] in [0, 1] -> logits [n,classes].
       class_names: names in the order of the labels.
       image_shape: (H, W, C).
+      task: see `probabilities_of`.
     """
     # In memory, because a SavedModel records the path that an asset came from.
     names_file = "ram://dpmix_tf/class_names.txt"
@@ -60,7 +63,7 @@ def add_signatures(
     archive.track(names)
 
     def classify(images):
-        probabilities = probabilities_of(network, images)
+        probabilities = probabilities_of(network, images, task)
         scores, order = tf.math.top_k(probabilities, probabilities.shape[-1])
         return {
             "probabilities": probabilities,
@@ -91,9 +94,15 @@ def add_signatures(
         archive.add_endpoint(name, function, input_signature=signature)
 
 
-def probabilities_of(network: keras.Model, images: tf.Tensor) -> tf.Tensor:
-    """Computes float32 [n,classes] from uint8 or float images [n,H,W,C]."""
-    return tf.nn.softmax(tf.cast(network(as_float(images), training=False), tf.float32))
+def probabilities_of(
+    network: keras.Model, images: tf.Tensor, task: str = SINGLE_LABEL
+) -> tf.Tensor:
+    """Computes float32 [n,classes] from uint8 or float images [n,H,W,C].
+
+    They sum to 1 over the classes; of several labels each has its own.
+    """
+    logits = tf.cast(network(as_float(images), training=False), tf.float32)
+    return tf.sigmoid(logits) if task == MULTI_LABEL else tf.nn.softmax(logits)
 
 
 def decode(image_bytes: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:
