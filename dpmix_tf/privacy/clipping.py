@@ -87,9 +87,20 @@ AddRecords = Callable[
 ]
 
 
+# Labels [c,K,classes] of records -> what each clipped record is multiplied by, float
+# [c] in [0, 1]; None for no weights. A record's weight depends on it alone.
+WeightsOf = Callable[[tf.Tensor], tf.Tensor | None]
+
+
+def no_weights(labels: tf.Tensor) -> None:
+    """All records count alike."""
+    del labels
+
+
 def add_vectorised(
     variables: Sequence[keras.Variable],
     mean_loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    weights_of: WeightsOf = no_weights,
 ) -> AddRecords:
     """Returns what clips and adds the records of a chunk, for networks of any layers.
 
@@ -97,6 +108,7 @@ def add_vectorised(
       variables: what to differentiate by; anything else in the network stays frozen.
       mean_loss: one record's (views [K,...], labels [K,classes]) -> mean loss over its
         K views, float32 scalar.
+      weights_of: what clipped records are multiplied by.
     """
 
     def gradient_of(inputs):
@@ -111,7 +123,7 @@ def add_vectorised(
 
     def add(mechanism, total, counted, views, labels):
         losses, records = _each(gradient_of, (views, labels))
-        total, norms = mechanism.add(total, records, counted)
+        total, norms = mechanism.add(total, records, counted, weights_of(labels))
         return total, losses, norms
 
     return add

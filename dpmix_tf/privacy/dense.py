@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from dpmix_tf.privacy.clipping import AddRecords
+from dpmix_tf.privacy.clipping import AddRecords, WeightsOf, no_weights
 
 # Numbers added up in float32 before float64 takes over. However they are ordered, a sum
 # of so many squares is at most _BLOCK * 2^-24 too small; twice that covers the squares'
@@ -57,6 +57,7 @@ def add_dense(
     variables: Sequence[keras.Variable],
     layers: Sequence[keras.layers.Layer],
     losses: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    weights_of: WeightsOf = no_weights,
 ) -> AddRecords:
     """Returns what clips and adds the records of a chunk, for a chain of dense layers.
 
@@ -67,13 +68,14 @@ def add_dense(
       variables: what to differentiate by.
       layers: applied one after the other; see models.dense_layers.
       losses: logits [n,classes], labels [n,classes] -> one loss per view, [n].
+      weights_of: what clipped records are multiplied by.
     """
 
     def add(mechanism, total, counted, views, labels):
         mean_losses, parts = _parts(layers, losses, views, labels)
         norms = tf.sqrt(tf.add_n([part.squares for part in parts]))
         norms += _ROUNDING * tf.add_n([part.slack for part in parts])
-        scales = mechanism.scales(norms, counted)
+        scales = mechanism.scales(norms, counted, weights_of(labels))
         sums = {}
         for part in parts:
             sums |= part.scaled_sums(scales)

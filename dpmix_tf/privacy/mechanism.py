@@ -55,7 +55,7 @@ class SeededGaussianSumQuery(GaussianSumQuery):
         """Returns the state with which the `update`-th update (from 0) is noised."""
         return self.make_global_state(self._l2_norm_clip, self._stddev, update)
 
-    def accumulate_records(self, params, sample_state, records, counted):
+    def accumulate_records(self, params, sample_state, records, counted, weights=None):
         """Clips several records and adds them: `accumulate_record` for each of them.
 
         One pass over the records measures them and one adds them up, scaled.
@@ -70,6 +70,7 @@ class SeededGaussianSumQuery(GaussianSumQuery):
           sample_state: the sum so far, one float32 tensor a variable.
           records: one float32 tensor [n,...] a variable.
           counted: bool [n], which records there are; the others are not added.
+          weights: see `scales`.
 
         Returns:
           The new sum, and the records' norms before clipping, float32 [n]. Records
@@ -84,7 +85,7 @@ class SeededGaussianSumQuery(GaussianSumQuery):
         exact_norms = tf.sqrt(tf.reduce_sum(squares, axis=0))
         norms = tf.cast(exact_norms, tf.float32)
         added = tf.math.is_finite(norms) & counted
-        scales = self.scales(params, exact_norms, counted)
+        scales = self.scales(params, exact_norms, counted, weights)
         # 0 * NaN is NaN: such rows must be emptied, which costs a pass; almost never.
         rows = tf.cond(
             tf.reduce_all(tf.math.is_finite(norms)),
@@ -97,7 +98,7 @@ class SeededGaussianSumQuery(GaussianSumQuery):
         ]
         return self.accumulate_preprocessed_record(sample_state, sums), norms
 
-    def scales(self, params, norms, counted):
+    def scales(self, params, norms, counted, weights=None):
         """Returns what records are multiplied by, so that none exceeds the clip norm.
 
         A record g becomes g * min(1, C / |g|); or, with gamma, C g / (|g| + gamma), the
@@ -107,6 +108,9 @@ class SeededGaussianSumQuery(GaussianSumQuery):
           params: the clip norm C, as `derive_sample_params` gives it.
           norms: float64 [n], no record's norm being larger than what is given here.
           counted: bool [n], which records there are.
+          weights: float [n], what each record is multiplied by once it is clipped. A
+            weight above 1 is taken as 1, and one that is no number as 0: no record is
+            ever longer than without weights.
 
         Returns:
           float32 [n]; 0 for records that are not counted, or not finite.
@@ -116,6 +120,9 @@ class SeededGaussianSumQuery(GaussianSumQuery):
             scales = tf.minimum(most / norms, 1.0)
         else:
             scales = most / (norms + self._gamma)
+        if weights is not None:
+            weights = tf.cast(weights, tf.float64)
+            scales *= tf.where(weights > 0, tf.minimum(weights, 1.0), 0.0)
         added = tf.math.is_finite(tf.cast(norms, tf.float32)) & counted
         return tf.where(
             added & (scales >= _SMALLEST_NORMAL), tf.cast(scales, tf.float32), 0.0
@@ -199,7 +206,11 @@ class GaussianMechanism:
         return list(self._query.initial_sample_state(template))
 
     def add(
-        self, total: Record, records: Record, counted: tf.Tensor
+        self,
+        total: Record,
+        records: Record,
+        counted: tf.Tensor,
+        weights: tf.Tensor | None = None,
     ) -> tuple[Record, tf.Tensor]:
         """Clips records and adds them to `total`.
 
@@ -210,13 +221,18 @@ class GaussianMechanism:
           total: the sum so far, one float32 tensor a variable.
           records: n records side by side, one float32 tensor [n,...] a variable.
           counted: bool [n]; False where a place in a chunk is empty.
+          weights: float [n] in [0, 1], what each clipped record is multiplied by.
 
         Returns:
           The new sum; the norms before clipping, float32 [n].
         """
-        return self._query.accumulate_records(self.clip_norm, total, records, counted)
+        return self._query.accumulate_records(
+            self.clip_norm, total, records, counted, weights
+        )
 
-    def scales(self, norms: tf.Tensor, counted: tf.Tensor) -> tf.Tensor:
+    def scales(
+        self, norms: tf.Tensor, counted: tf.Tensor, weights: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """Returns what each record is to be multiplied by before it is added.
 
         For sums whose records never exist one by one, see privacy.dense.
@@ -224,11 +240,12 @@ class GaussianMechanism:
         Args:
           norms: float64 [n], upper bounds on the records' norms.
           counted: bool [n]; False where a place in a chunk is empty.
+          weights: as of `add`.
 
         Returns:
           float32 [n]; times a record of at most such a norm, at most clip_norm.
         """
-        return self._query.scales(self.clip_norm, norms, counted)
+        return self._query.scales(self.clip_norm, norms, counted, weights)
 
     def noisy_mean(self, total: Record, update: tf.Tensor) -> Record:
         """Adds the noise of the `update`-th update once, divides by the expected size.

@@ -1,7 +1,9 @@
 """Checks what a model and its `fit` are asked to do before anything is spent."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import keras
 
 from dpmix_tf.data import ExampleSource
 from dpmix_tf.errors import BudgetExhaustedError, DPMixError
@@ -81,6 +83,34 @@ def check_task(task: str, views: Views) -> None:
             f"{views.kind} takes one class per image. For several labels use a "
             "ViewMaker, such as views.dp_mix_self()."
         )
+
+
+def check_class_weights(
+    weights: Sequence[float] | None, task: str, network: keras.Model
+) -> list[float] | None:
+    """Returns class weights as numbers.
+
+    Raises:
+      DPMixError: there is not one in [0, 1] for each class, or all are 0; or the task
+        is of several labels.
+    """
+    if weights is None:
+        return None
+    if task == MULTI_LABEL:
+        raise DPMixError(
+            "class_weights are for one label per image: a clipped gradient has one "
+            "length, and these images have several labels. Leave them out."
+        )
+    classes, values = int(network.output_shape[-1]), [float(one) for one in weights]
+    if len(values) != classes or not all(0 <= one <= 1 for one in values):
+        raise DPMixError(
+            f"class_weights must be {classes} numbers in [0, 1], one per class: they "
+            f"shorten clipped gradients and never lengthen them; received: {values}. "
+            "Divide them by the largest."
+        )
+    if not any(values):
+        raise DPMixError("All class_weights are 0: nothing could be learned.")
+    return values
 
 
 def check_views(views: Views, plan: PrivacyPlan, *, replicas: int) -> None:

@@ -1,6 +1,6 @@
 """DPMixModel: a Keras model whose train_step is one differentially private update."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -21,6 +21,7 @@ from dpmix_tf.training.averaging import ExponentialMovingAverage
 from dpmix_tf.training.batches import choose_batches
 from dpmix_tf.training.checks import (
     check_budget,
+    check_class_weights,
     check_fit_arguments,
     check_task,
     check_views,
@@ -80,6 +81,11 @@ class DPMixModel(Saving):
         by the guarantee.
       task: "single_label"; or "multi_label": a sigmoid and binary cross-entropy per
         output, with labels 0, 1, or NaN where not known, which then count for nothing.
+      class_weights: one in [0, 1] per class, such as 1 for a rare class and less for a
+        common one: each record's gradient is multiplied, once it is clipped, by the
+        mean of its views' labels' weights. No record then moves the sum by more than
+        the clip norm; but the weights must not come from private counts: take public
+        ones, or privacy.counts. For one label per image.
       make_step: makes the PrivateStep; an audit uses its own, which adds canaries.
 
     Raises:
@@ -98,6 +104,7 @@ class DPMixModel(Saving):
         ema_decay: float = 0.9999,
         private_metrics: bool = False,
         task: str = SINGLE_LABEL,
+        class_weights: Sequence[float] | None = None,
         make_step: Callable[..., PrivateStep] = PrivateStep,
         name: str = "dp_mix_model",
     ):
@@ -106,6 +113,7 @@ class DPMixModel(Saving):
         if not 0 <= ema_decay < 1:
             raise DPMixError(f"ema_decay must be in [0, 1), received: {ema_decay}.")
         check_task(task, views)
+        self.class_weights = check_class_weights(class_weights, task, network)
         check_views(views, plan, replicas=self.distribute_strategy.num_replicas_in_sync)
         seed = randomness.as_seed(seed)
         self.network = network
@@ -121,6 +129,7 @@ class DPMixModel(Saving):
             account=self.account,
             chunk_size=chunk_size,
             task=task,
+            class_weights=self.class_weights,
         )
         self.task = task
         self.private_metrics = private_metrics

@@ -1,6 +1,6 @@
 """Losses by task: what a private step differentiates, and where labels are unknown."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -32,6 +32,20 @@ def binary_cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         tf.where(known, labels, tf.zeros_like(labels)), logits
     )
     return tf.reduce_mean(tf.where(known, each, tf.zeros_like(each)), axis=-1)
+
+
+def mean_weight(class_weights: Sequence[float], labels: tf.Tensor) -> tf.Tensor:
+    """A record's weight: the mean, over its views, of its labels' weights.
+
+    Args:
+      class_weights: one in [0, 1] per class.
+      labels: soft, [c,K,classes], each of which sums to at most 1.
+
+    Returns:
+      [c], in [0, 1].
+    """
+    by_view = tf.linalg.matvec(labels, tf.constant(class_weights, labels.dtype))
+    return tf.reduce_mean(by_view, axis=1)
 
 
 @keras.saving.register_keras_serializable(package="dpmix_tf")

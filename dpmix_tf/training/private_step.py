@@ -1,6 +1,7 @@
 """PrivateStep: from a batch to the noisy mean of its clipped gradients."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -19,11 +20,12 @@ from dpmix_tf.privacy.clipping import (
     add_vectorised,
     choose_chunk_size,
     clipped_gradient_sum,
+    no_weights,
 )
 from dpmix_tf.privacy.dense import add_dense, choose_dense_chunk_size
 from dpmix_tf.privacy.mechanism import GaussianMechanism, Record, in_full_float32
 from dpmix_tf.tasks import SINGLE_LABEL
-from dpmix_tf.training.losses import LOSSES
+from dpmix_tf.training.losses import LOSSES, mean_weight
 from dpmix_tf.views import Records, Views
 
 
@@ -56,6 +58,7 @@ class PrivateStep:
       account: where updates are charged.
       chunk_size: records vectorised together; by default chosen by the network's shape.
       task: one of tasks.TASKS.
+      class_weights: one in [0, 1] per class, see DPMixModel.
     """
 
     def __init__(
@@ -68,8 +71,12 @@ class PrivateStep:
         account: Account,
         chunk_size: int | None = None,
         task: str = SINGLE_LABEL,
+        class_weights: Sequence[float] | None = None,
     ):
         self.task, self._loss = task, LOSSES[task]
+        self._weights_of = no_weights
+        if class_weights is not None:
+            self._weights_of = functools.partial(mean_weight, tuple(class_weights))
         self.network, self.plan, self.views = network, plan, views
         self.account = account
         self.front, self.rest = split_frozen_front(network)
@@ -168,8 +175,8 @@ class PrivateStep:
         """What clips and adds a chunk's records, of the kind that suits the network."""
         variables = self.network.trainable_variables
         if dense is not None:
-            return add_dense(variables, dense, self._loss)
-        return add_vectorised(variables, self.mean_loss)
+            return add_dense(variables, dense, self._loss, self._weights_of)
+        return add_vectorised(variables, self.mean_loss, self._weights_of)
 
     def mean_loss(self, features, labels):
         """One record's [K,...] and [K,classes] -> mean loss over its views."""

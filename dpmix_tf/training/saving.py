@@ -32,6 +32,7 @@ class Saving(keras.Model):
             "ema_decay": self.average.decay,
             "private_metrics": self.private_metrics,
             "task": self.task,
+            "class_weights": self.class_weights,
             "ledger": self.ledger.to_list(),  # a copy may be given these weights
         }
 
