@@ -129,19 +129,22 @@ class Ledger:
         """Updates made under `plan`, by any run."""
         return self.by_plan().get(plan, 0)
 
-    def epsilon(self, delta: float, accountant: str = "pld") -> float:
+    def epsilon(
+        self, delta: float, accountant: str = "pld", group_size: int = 1
+    ) -> float:
         """Epsilon of all entries together, at one delta (adaptive composition).
 
         Args:
           delta: in (0, 1), for all entries together.
-          accountant: "pld" or "rdp".
+          accountant: "pld" or "rdp"; "pld" for groups.
+          group_size: how many examples are added or removed together.
         """
         parts = tuple(
             (float(plan.noise_multiplier), float(plan.sampling_probability), updates)
             for plan, updates in self.by_plan().items()
             if updates
         )
-        return accounting.composed_epsilon(parts, float(delta), accountant)
+        return accounting.composed_epsilon(parts, float(delta), accountant, group_size)
 
     def to_list(self) -> list[dict[str, Any]]:
         """Returns the entries as JSON-able values; empty ones are left out."""

@@ -3,6 +3,7 @@
 import math
 from importlib import metadata
 
+from dpmix_tf.privacy import accounting
 from dpmix_tf.privacy import ledger as conditions
 from dpmix_tf.privacy.ledger import CHOSEN, SHARED, SYSTEM, Entry, Ledger
 from dpmix_tf.privacy.plan import PrivacyPlan, round_up
@@ -10,13 +11,14 @@ from dpmix_tf.privacy.plan import PrivacyPlan, round_up
 ADJACENCY = (
     "data sets that differ by adding or removing one example (one image with its label)"
 )
+_SEVERAL = "people who appear in more than one example"
 NOT_COVERED = (
     "hyperparameters chosen by looking at the same data",
     "numbers computed without noise, such as training loss or validation accuracy",
     "the number of examples and the number and names of classes, which are taken as "
     "public",
     "other releases made from the same data",
-    "people who appear in more than one example",
+    _SEVERAL,
     "floating-point effects of the noise generator",
 )
 # What a statement has to say first, by the seed's origin.
@@ -35,14 +37,20 @@ SEED_WARNINGS = {
 }
 
 
-def state_guarantee(ledger: Ledger, plan: PrivacyPlan) -> str:
+def state_guarantee(ledger: Ledger, plan: PrivacyPlan, group_size: int = 1) -> str:
     """States the guarantee of a network's weights.
 
     Args:
       ledger: everything that the network was trained under.
       plan: the current training run's plan. Its delta and accountant are used, and all
         its planned updates count towards the cost of choosing among updates.
+      group_size: above 1, says too what holds for people with at most so many
+        examples, by the PLD accountant whatever the plan's.
+
+    Raises:
+      DPMixError: group_size is not a whole number, 1 or more.
     """
+    accounting.check_group_size(group_size)
     epsilon = ledger.epsilon(plan.delta, plan.accountant)
     spent = {plan: updates for plan, updates in ledger.by_plan().items() if updates}
     if any(one.noise_multiplier == 0 for one in spent or {plan: 0}):
@@ -57,11 +65,16 @@ def state_guarantee(ledger: Ledger, plan: PrivacyPlan) -> str:
             f"delta = {plan.delta:g}. Use a larger delta, more noise or the other "
             "accountant."
         )
+    not_covered = "; ".join(NOT_COVERED)
     paragraphs = [
         _guarantee(epsilon, sum(spent.values()), plan),
         _assumptions(spent or {plan: 0}, ledger.conditions),
-        f"It does not cover: {'; '.join(NOT_COVERED)}.",
     ]
+    if group_size > 1:
+        paragraphs.append(_for_groups(ledger, plan, group_size))
+        several = _SEVERAL.replace("one example", f"{group_size} examples")
+        not_covered = not_covered.replace(_SEVERAL, several)
+    paragraphs.append(f"It does not cover: {not_covered}.")
     whole = _cost_of_choosing(ledger, plan)
     if whole:
         paragraphs.insert(2, whole)
@@ -84,6 +97,20 @@ def _guarantee(epsilon: float, updates: int, plan: PrivacyPlan) -> str:
         f"delta = {plan.delta:g}. Adjacency: {ADJACENCY}. Computed "
         f"with dp-accounting {metadata.version('dp-accounting')}, "
         f"{plan.accountant.upper()} accountant."
+    )
+
+
+def _for_groups(ledger: Ledger, plan: PrivacyPlan, group_size: int) -> str:
+    """What holds for people with several examples."""
+    epsilon = ledger.epsilon(plan.delta, "pld", group_size)
+    whose = f"For anybody with at most {group_size} examples"
+    if math.isinf(epsilon):
+        return f"{whose}: no finite epsilon at delta = {plan.delta:g}."
+    shown = round_up(epsilon)
+    return (
+        f"{whose}: ({shown}, {plan.delta:g})-differentially private, that is epsilon "
+        f"= {shown}, delta = {plan.delta:g}, under adding or removing all of that "
+        "person's examples together (PLD accountant)."
     )
 
 
