@@ -27,7 +27,7 @@ def divergence(upper, lower, epsilon, noise, group_size):
     def excess(x):
         return max(upper(x) - math.exp(epsilon) * lower(x), 0.0)
 
-    edges = np.linspace(-12 * noise, group_size + 12 * noise, 30)
+    edges = np.linspace(-12 * noise, group_size + 12 * noise, 60)
     return sum(
         integrate.quad(excess, *ends, epsabs=1e-14, limit=200)[0]
         for ends in zip(edges, edges[1:], strict=False)
