@@ -4,6 +4,8 @@ python bin/privacy.py --num_examples=50000 --delta=1e-5 \
       --epsilon=8 --updates=2400 --batch_size=4096
 python bin/privacy.py --num_examples=50000 --delta=1e-5 \
       --noise_multiplier=3 --updates=2500 --batch_size=4096 --picture=epsilon.png
+python bin/privacy.py --num_examples=50000 --delta=1e-5 \
+      --epsilon=8 --updates=2400 --batch_size=4096 --group_size=5
 python bin/privacy.py --card=models/digits
 """
 
@@ -35,6 +37,11 @@ _BATCH = flags.DEFINE_float("batch_size", None, "Expected batch size, N times q.
 _ACCOUNTANT = flags.DEFINE_enum(
     "accountant", "pld", list(accounting.ACCOUNTANTS), "PLD is tighter, RDP faster."
 )
+_GROUP = flags.DEFINE_integer(
+    "group_size",
+    1,
+    "Above 1: say too what holds for people with at most so many examples (PLD).",
+)
 _FORMAT = flags.DEFINE_enum("format", "table", ["table", "json"], "Output format.")
 _PICTURE = flags.DEFINE_string(
     "picture", None, "Write a plot of epsilon against updates to this PNG file."
@@ -52,18 +59,25 @@ def _main(argv: list[str]) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         plan = _solve()
+    size = _GROUP.value
+    group_epsilon = plan.epsilon(group_size=size)
+    statement = state_guarantee(Ledger.planned(plan), plan, size)
     for text in {str(warning.message) for warning in caught}:
         print(f"warning: {text}", file=sys.stderr)
     if _FORMAT.value == "json":
         answer = plan.to_dict() | {
             "sampling_probability": plan.sampling_probability,
             "epsilon": finite_or_none(plan.epsilon()),
-            "statement": state_guarantee(Ledger.planned(plan), plan),
+            "group_size": size,
+            "group_epsilon": finite_or_none(group_epsilon),
+            "statement": statement,
         }
         print(json.dumps(answer, indent=2))
     else:
+        of_group = [(f"epsilon, group of {size}", round_up(group_epsilon))]
         for name, value in (
             ("epsilon", round_up(plan.epsilon())),
+            *(of_group if size > 1 else []),
             ("delta", f"{plan.delta:g}"),
             ("noise multiplier", f"{plan.noise_multiplier:.4f}"),
             ("updates", f"{plan.updates:,}"),
@@ -71,7 +85,7 @@ def _main(argv: list[str]) -> None:
             ("sampling probability", f"{plan.sampling_probability:.6g}"),
         ):
             print(f"{name:<21} {value}")
-        print("\n" + state_guarantee(Ledger.planned(plan), plan))
+        print("\n" + statement)
     if _PICTURE.value:
         draw_curve(plan, _PICTURE.value)
 

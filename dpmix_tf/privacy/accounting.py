@@ -21,6 +21,7 @@ from dp_accounting import dp_event, pld, rdp
 from scipy import optimize
 
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.privacy import groups
 
 ACCOUNTANTS = ("pld", "rdp")
 
@@ -49,6 +50,7 @@ def epsilon(
     updates: int,
     delta: float,
     accountant: str = "pld",
+    group_size: int = 1,
 ) -> float:
     """Returns epsilon spent by `updates` updates.
 
@@ -58,81 +60,139 @@ def epsilon(
       updates: number of updates, 0 or more.
       delta: in (0, 1).
       accountant: "pld" or "rdp".
+      group_size: see composed_epsilon.
 
     Returns:
       Epsilon at `delta`; infinity without noise, 0 without updates.
 
     Raises:
-      DPMixError: the accountant's arithmetic fails.
+      DPMixError: see composed_epsilon.
     """
     parts = ((noise_multiplier, sampling_probability, updates),) if updates else ()
-    return composed_epsilon(parts, delta, accountant)
+    return composed_epsilon(parts, delta, accountant, group_size)
 
 
-@functools.lru_cache(maxsize=4096)
-def composed_epsilon(parts: tuple[Part, ...], delta: float, accountant: str) -> float:
+def composed_epsilon(
+    parts: tuple[Part, ...], delta: float, accountant: str, group_size: int = 1
+) -> float:
     """Returns epsilon of several series of updates on the same examples, together.
 
     Args:
       parts: (noise_multiplier, sampling_probability, updates), updates 1 or more.
       delta: in (0, 1), of the whole.
-      accountant: "pld" or "rdp".
+      accountant: "pld" or "rdp"; "pld" for groups.
+      group_size: how many examples are added or removed together, 1 or more.
 
     Returns:
       Epsilon at `delta`; infinity where a part has no noise, 0 without parts.
 
     Raises:
-      DPMixError: the accountant's arithmetic fails.
+      DPMixError: the group's size or the accountant is refused, or the accountant's
+        arithmetic fails.
     """
-    if not parts:
-        return 0.0
-    if any(noise_multiplier == 0 for noise_multiplier, _, _ in parts):
-        return math.inf
+    check_group_size(group_size)
     if accountant not in ACCOUNTANTS:
         raise DPMixError(
             f"accountant must be one of {ACCOUNTANTS}, received: {accountant!r}."
         )
+    if group_size > 1 and accountant != "pld":
+        raise DPMixError(
+            f"Epsilon of a group (group_size = {group_size}) is computed by the PLD "
+            f'accountant only, received: {accountant!r}. Use accountant="pld", or '
+            'ledger.epsilon(delta, "pld", group_size=...) of a trained model.'
+        )
+    return _composed_epsilon(parts, delta, accountant, int(group_size))
+
+
+def check_group_size(group_size: int) -> None:
+    """Raises DPMixError unless a group's size is a whole number, 1 or more."""
+    whole = isinstance(group_size, (int, np.integer))
+    if not whole or isinstance(group_size, bool) or group_size < 1:
+        raise DPMixError(
+            f"group_size must be a whole number, 1 or more, received: {group_size!r}."
+        )
+
+
+@functools.lru_cache(maxsize=4096)
+def _composed_epsilon(
+    parts: tuple[Part, ...], delta: float, accountant: str, group_size: int
+) -> float:
+    if not parts:
+        return 0.0
+    if any(noise_multiplier == 0 for noise_multiplier, _, _ in parts):
+        return math.inf
     try:
         if accountant == "pld":
-            return _pld_epsilon(parts, delta)
+            return _pld_epsilon(parts, delta, group_size=group_size)
         return _spent(rdp.RdpAccountant(), parts, delta)
-    except ValueError as error:  # rounding, where so little is spent
+    except (ValueError, OverflowError) as error:  # where very little or much is spent
         described = "; ".join(
             f"noise_multiplier = {noise:g}, sampling_probability = {probability:g}, "
             f"updates = {updates}"
             for noise, probability, updates in parts
         )
+        advice = (
+            "Use the other accountant."
+            if group_size == 1
+            else f"Use a smaller group than {group_size}, or more noise."
+        )
         raise DPMixError(
             f"The {accountant.upper()} accountant cannot compute epsilon at {described}"
-            f", delta = {delta:g}: {error} Use the other accountant."
+            f", delta = {delta:g}: {error} {advice}"
         ) from error
 
 
 def _pld_epsilon(
-    parts: Sequence[Part], delta: float, grid: float | None = None
+    parts: Sequence[Part],
+    delta: float,
+    grid: float | None = None,
+    group_size: int = 1,
 ) -> float:
     """Epsilon by PLD: on one grid, or on ever finer ones until that changes nothing.
 
     A grid's points are among the finer ones', so that its epsilon is the larger one:
     each is an upper bound, and refining only tightens it.
     """
+    if grid is not None and group_size > 1:
+        return _group_epsilon(parts, delta, grid, group_size)
     if grid is not None:
         ledger = pld.PLDAccountant(value_discretization_interval=grid)
         return _spent(ledger, parts, delta)
-    grid = _coarse_grid(parts)
-    spent = _pld_epsilon(parts, delta, grid)
+    grid = _coarse_grid(parts, group_size)
+    spent = _pld_epsilon(parts, delta, grid, group_size)
     while grid > _FINEST_GRID and math.isfinite(spent):
         coarser, grid = spent, grid / _REFINEMENT
-        spent = _pld_epsilon(parts, delta, grid)
+        spent = _pld_epsilon(parts, delta, grid, group_size)
         if coarser - spent <= _GRID_TOLERANCE * spent:
             break
     return spent
 
 
-def _coarse_grid(parts: Sequence[Part]) -> float:
+def _group_epsilon(
+    parts: Sequence[Part], delta: float, grid: float, group_size: int
+) -> float:
+    whole = pld.privacy_loss_distribution.identity(grid)
+    for noise_multiplier, sampling_probability, updates in parts:
+        losses = groups.privacy_losses(
+            noise_multiplier=noise_multiplier,
+            sampling_probability=sampling_probability,
+            updates=updates,
+            group_size=group_size,
+            grid=grid,
+        )
+        whole = whole.compose(losses)
+    return float(whole.get_epsilon_for_delta(delta))
+
+
+def _coarse_grid(parts: Sequence[Part], group_size: int = 1) -> float:
     """The coarsest grid that has a few thousand points for every part."""
     longest = 0.0
     for noise_multiplier, probability, updates in parts:
+        if group_size > 1 and probability < 1:
+            largest = groups.largest_loss(noise_multiplier, probability, group_size)
+            longest = max(longest, largest)
+            continue
+        noise_multiplier = noise_multiplier / group_size
         # Beyond ten standard deviations, dp_accounting cuts the tails off too.
         noise = noise_multiplier / (math.sqrt(updates) if probability == 1 else 1)
         unsampled = 0.5 / noise**2 + 10 / noise

@@ -29,6 +29,7 @@ PUBLIC_POOL = "public_pool"
 PUBLIC_WEIGHTS = "public_weights"
 WARM_START = "warm_start"
 PRIVATE_METRICS = "private_metrics"
+CLASS_COUNTS = "class_counts"  # noised, see privacy.counts
 CONDITIONS = (
     CHOSEN_SEED,
     SHARED_SEED,
@@ -37,6 +38,7 @@ CONDITIONS = (
     PUBLIC_WEIGHTS,
     WARM_START,
     PRIVATE_METRICS,
+    CLASS_COUNTS,
 )
 
 _ATTRIBUTE = "_dpmix_tf_ledger"  # of a variable: run -> Record
@@ -129,12 +131,15 @@ class Ledger:
         """Updates made under `plan`, by any run."""
         return self.by_plan().get(plan, 0)
 
-    def epsilon(self, delta: float, accountant: str = "pld") -> float:
+    def epsilon(
+        self, delta: float, accountant: str = "pld", group_size: int = 1
+    ) -> float:
         """Epsilon of all entries together, at one delta (adaptive composition).
 
         Args:
           delta: in (0, 1), for all entries together.
-          accountant: "pld" or "rdp".
+          accountant: "pld" or "rdp"; "pld" for groups.
+          group_size: how many records are added or removed together.
 
         Raises:
           DPMixError: some updates protected an example and others a person.
@@ -145,7 +150,7 @@ class Ledger:
             for plan, updates in self.by_plan().items()
             if updates
         )
-        return accounting.composed_epsilon(parts, float(delta), accountant)
+        return accounting.composed_epsilon(parts, float(delta), accountant, group_size)
 
     def refuse_mixed_records(self, plan: PrivacyPlan | None = None) -> None:
         """Raises DPMixError if updates, and a plan's to come, protect unlike things.

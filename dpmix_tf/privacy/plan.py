@@ -172,8 +172,17 @@ class PrivacyPlan:
         """The probability q with which each example joins each batch, independently."""
         return self.expected_batch_size / self.num_examples
 
-    def epsilon(self, updates: int | None = None) -> float:
-        """Returns epsilon at `delta` after `updates` updates (default: all of them)."""
+    def epsilon(self, updates: int | None = None, *, group_size: int = 1) -> float:
+        """Returns epsilon at `delta` after `updates` updates (default: all of them).
+
+        Args:
+          updates: 0 or more.
+          group_size: how many examples are added or removed together: what holds for
+            a person with at most so many examples. Above 1 by PLD only.
+
+        Raises:
+          DPMixError: updates or group_size are refused, or the arithmetic fails.
+        """
         updates = self.updates if updates is None else int(updates)
         if updates < 0:
             raise DPMixError(f"updates must be 0 or more, received: {updates}.")
@@ -183,6 +192,7 @@ class PrivacyPlan:
             updates=updates,
             delta=float(self.delta),
             accountant=self.accountant,
+            group_size=group_size,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import math
 from importlib import metadata
 
+from dpmix_tf.privacy import accounting
 from dpmix_tf.privacy import ledger as conditions
 from dpmix_tf.privacy.ledger import CHOSEN, SHARED, SYSTEM, Entry, Ledger
 from dpmix_tf.privacy.plan import EXAMPLE, PERSON, PrivacyPlan, round_up
@@ -37,27 +38,37 @@ def adjacency(plan: PrivacyPlan) -> str:
     return f"data sets that differ by {_ADJACENCY[plan.record]}"
 
 
-def not_covered(plan: PrivacyPlan) -> tuple[str, ...]:
-    """Returns in words what the guarantee says nothing about."""
+def not_covered(plan: PrivacyPlan, group_size: int = 1) -> tuple[str, ...]:
+    """Returns in words what the guarantee says nothing about; see state_guarantee."""
+    several = _MORE_THAN_ONE[plan.record]
+    if group_size > 1:
+        several = several.replace("one example", f"{group_size} examples")
     return (
         "hyperparameters chosen by looking at the same data",
         "numbers computed without noise, such as training loss or validation accuracy",
         f"the number of {_PLURAL[plan.record]} and the number and names of classes, "
         "which are taken as public",
         "other releases made from the same data",
-        _MORE_THAN_ONE[plan.record],
+        several,
         "floating-point effects of the noise generator",
     )
 
 
-def state_guarantee(ledger: Ledger, plan: PrivacyPlan) -> str:
+def state_guarantee(ledger: Ledger, plan: PrivacyPlan, group_size: int = 1) -> str:
     """States the guarantee of a network's weights.
 
     Args:
       ledger: everything that the network was trained under.
       plan: the current training run's plan. Its delta and accountant are used, and all
         its planned updates count towards the cost of choosing among updates.
+      group_size: above 1, says too what holds for people with at most so many
+        examples (or for so many people, if they are the records), by the PLD
+        accountant whatever the plan's.
+
+    Raises:
+      DPMixError: group_size is not a whole number, 1 or more.
     """
+    accounting.check_group_size(group_size)
     epsilon = ledger.epsilon(plan.delta, plan.accountant)
     spent = {plan: updates for plan, updates in ledger.by_plan().items() if updates}
     if any(one.noise_multiplier == 0 for one in spent or {plan: 0}):
@@ -74,9 +85,11 @@ def state_guarantee(ledger: Ledger, plan: PrivacyPlan) -> str:
         )
     paragraphs = [
         _guarantee(epsilon, sum(spent.values()), plan),
-        _assumptions(spent or {plan: 0}, ledger.conditions),
-        f"It does not cover: {'; '.join(not_covered(plan))}.",
+        _assumptions(spent or {plan: 0}, ledger),
     ]
+    if group_size > 1:
+        paragraphs.append(_for_groups(ledger, plan, group_size))
+    paragraphs.append(f"It does not cover: {'; '.join(not_covered(plan, group_size))}.")
     whole = _cost_of_choosing(ledger, plan)
     if whole:
         paragraphs.insert(2, whole)
@@ -102,7 +115,27 @@ def _guarantee(epsilon: float, updates: int, plan: PrivacyPlan) -> str:
     )
 
 
-def _assumptions(spent: dict[PrivacyPlan, int], noted: frozenset[str]) -> str:
+def _for_groups(ledger: Ledger, plan: PrivacyPlan, group_size: int) -> str:
+    """What holds for people with several examples."""
+    epsilon = ledger.epsilon(plan.delta, "pld", group_size)
+    whose, what = f"For anybody with at most {group_size} examples", "that person's"
+    if plan.record == PERSON:
+        whose, what = f"For any {group_size} people together", "these people's"
+    if math.isinf(epsilon):
+        return f"{whose}: no finite epsilon at delta = {plan.delta:g}."
+    shown = round_up(epsilon)
+    return (
+        f"{whose}: ({shown}, {plan.delta:g})-differentially private, that is epsilon "
+        f"= {shown}, delta = {plan.delta:g}, under adding or removing all of {what} "
+        "examples together (PLD accountant)."
+    )
+
+
+def _assumptions(spent: dict[PrivacyPlan, int], ledger: Ledger) -> str:
+    noted = ledger.conditions
+    counts = {e.plan for e in ledger.entries if conditions.CLASS_COUNTS in e.conditions}
+    if counts:
+        spent = {plan: updates for plan, updates in spent.items() if plan not in counts}
     if len(spent) == 1:
         (plan,) = spent
         parts = f"It assumes: {_mechanism(plan)}"
@@ -148,6 +181,8 @@ def _mechanism(plan: PrivacyPlan) -> str:
 
 
 _SENTENCES = {
+    conditions.CLASS_COUNTS: "Epsilon also covers how many records have each label, "
+    "which was released with Gaussian noise.",
     conditions.PUBLIC_POOL: "The pool of synthetic images is taken as public: it must "
     "not have been made from, or chosen by looking at, the private examples.",
     conditions.PUBLIC_WEIGHTS: "The pretrained weights that training started from are "

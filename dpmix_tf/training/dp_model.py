@@ -178,9 +178,14 @@ class DPMixModel(Saving):
         """Epsilon of everything spent on the network so far, at plan.delta."""
         return self.ledger.epsilon(self.plan.delta, self.plan.accountant)
 
-    def statement(self) -> str:
-        """Returns, in plain words, the guarantee of what has been spent so far."""
-        return state_guarantee(self.ledger, self.plan)
+    def statement(self, group_size: int = 1) -> str:
+        """Returns, in plain words, the guarantee of what has been spent so far.
+
+        Args:
+          group_size: above 1, says too what holds for people with at most so many
+            examples.
+        """
+        return state_guarantee(self.ledger, self.plan, group_size)
 
     def call(self, images, training=False):
         """Images [n,H,W,C], uint8 or float -> logits [n,classes]."""

@@ -13,6 +13,8 @@ from PIL import Image
 
 import dpmix_tf
 from dpmix_tf.cli.common import _quiet_without_readers
+from dpmix_tf.privacy import PrivacyPlan
+from dpmix_tf.privacy.plan import round_up
 from tests.conftest import ROOT
 
 DIGITS = ("--config=configs/digits.py",)
@@ -228,6 +230,26 @@ def test_privacy_finds_the_fourth_of_four(missing, expected, tmp_path):
 
 
 @pytest.mark.slow
+def test_privacy_says_what_holds_for_people_with_several_examples():
+    plan = PrivacyPlan(
+        noise_multiplier=3.0,
+        delta=1e-5,
+        num_examples=500,
+        expected_batch_size=40,
+        updates=50,
+    )
+    given = "--num_examples=500 --delta=1e-5 --noise_multiplier=3 --updates=50"
+    command = ["privacy", *given.split(), "--batch_size=40", "--group_size=4"]
+    answer = json.loads(run(*command, "--format=json").stdout)
+    assert answer["group_size"] == 4
+    assert answer["group_epsilon"] == plan.epsilon(group_size=4)
+    shown = round_up(plan.epsilon(group_size=4))
+    table = run(*command).stdout
+    assert f"epsilon, group of 4   {shown}" in table
+    assert f"For anybody with at most 4 examples: ({shown}, 1e-05)" in table
+
+
+@pytest.mark.slow
 def test_preview_draws_the_views(tmp_path):
     output = tmp_path / "views.png"
     done = run("preview_views", "--config=configs/digits.py", f"--output={output}")
@@ -260,6 +282,19 @@ def test_preview_draws_the_views(tmp_path):
                 "--batch_size=5",
             ),
             "delta must be",
+        ),
+        (
+            (
+                "privacy",
+                "--num_examples=100",
+                "--delta=1e-3",
+                "--updates=5",
+                "--noise_multiplier=1",
+                "--batch_size=5",
+                "--accountant=rdp",
+                "--group_size=2",
+            ),
+            "by the PLD accountant only",
         ),
     ],
 )
