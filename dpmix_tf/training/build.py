@@ -231,6 +231,7 @@ def build_model(
         chunk_size=config.run.chunk_size,
         ema_decay=config.ema_decay,
         private_metrics=config.run.private_metrics,
+        task=dataset.task,
         make_step=make_step,
     )
     if start is not None:

@@ -1,6 +1,6 @@
-"""Accuracy of a network on a source of examples."""
+"""How well a network does on a source of examples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,20 +10,31 @@ import tensorflow as tf
 
 from dpmix_tf.data import ExampleSource, ordered_batches
 from dpmix_tf.pixels import as_float
+from dpmix_tf.tasks import MULTI_LABEL
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.encoding import encode_source
+from dpmix_tf.training.metrics import summary_multi_label, summary_single_label
+from dpmix_tf.training.roc import auroc
 
 
-class Accuracy(NamedTuple):
-    """The fraction of a source's examples that a network classifies correctly.
+class Score(NamedTuple):
+    """How well a network does on a source.
 
     Attributes:
-      overall: in [0, 1].
-      by_class: in [0, 1], one entry per label; None for a class without examples.
+      metric: "accuracy", the fraction of examples classified correctly; for several
+        labels "auroc", the mean of the labels' areas under the ROC curve.
+      overall: in [0, 1]; None if no label has positives and negatives.
+      by_class: in [0, 1], one entry per class or label; None where there are no
+        examples, or not of both kinds.
+      logits: float32 [n,classes].
+      labels: as the source has them.
     """
 
-    overall: float
+    metric: str
+    overall: float | None
     by_class: list[float | None]
+    logits: np.ndarray
+    labels: np.ndarray
 
 
 def make_predict(network: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -37,7 +48,7 @@ def make_predict(network: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 class Evaluator:
-    """Measures a model's accuracy, encoding each source once if its views are encoded.
+    """Measures a model, encoding each source once if its views are encoded.
 
     Args:
       model: the model; it is measured with its current weights.
@@ -61,14 +72,14 @@ class Evaluator:
         self._predict = make_predict(model.network if whole else model.step.rest)
         self._sources: dict[int, tuple[ExampleSource, ExampleSource]] = {}
 
-    def accuracy(
+    def score(
         self,
         source: ExampleSource,
         *,
         before_batch: Callable[[], None] = lambda: None,
-    ) -> Accuracy:
-        """Measures accuracy on a source; `before_batch` may raise to stop."""
-        return measure_accuracy(
+    ) -> Score:
+        """Measures a source; `before_batch` may raise to stop."""
+        return measure(
             self._predict,
             self._as_encoded(source, before_batch),
             batch_size=self._batch_size,
@@ -91,14 +102,14 @@ class Evaluator:
         return self._sources[id(source)][1]
 
 
-def measure_accuracy(
+def measure(
     predict: Callable[[tf.Tensor], Any],
     source: ExampleSource,
     *,
     batch_size: int = 500,
     before_batch: Callable[[], None] = lambda: None,
-) -> Accuracy:
-    """Measures accuracy in this process alone, whatever the strategy.
+) -> Score:
+    """Measures a network in this process alone, whatever the strategy.
 
     Args:
       predict: see make_predict.
@@ -106,13 +117,33 @@ def measure_accuracy(
       batch_size: examples at a time.
       before_batch: called before each batch; may raise to stop.
     """
-    classes = len(source.class_names)
-    right, seen = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
     for images, labels in ordered_batches(source, batch_size):
         before_batch()
-        labels = labels.numpy()
-        correct = np.argmax(predict(images), axis=-1) == labels
-        seen += np.bincount(labels, minlength=classes)
-        right += np.bincount(labels[correct], minlength=classes)
+        parts.append((np.asarray(predict(images), np.float32), labels.numpy()))
+    logits, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    if source.task == MULTI_LABEL:
+        areas = [auroc(*columns) for columns in zip(logits.T, labels.T, strict=True)]
+        values = [area and area.value for area in areas]
+        known = [value for value in values if value is not None]
+        overall = float(np.mean(known)) if known else None
+        return Score("auroc", overall, values, logits, labels)
+    classes = len(source.class_names)
+    correct = np.argmax(logits, axis=-1) == labels
+    seen = np.bincount(labels, minlength=classes)
+    right = np.bincount(labels[correct], minlength=classes)
     by_class = [r / s if s else None for r, s in zip(right, seen, strict=True)]
-    return Accuracy(float(right.sum() / max(seen.sum(), 1)), by_class)
+    return Score("accuracy", float(correct.mean()), by_class, logits, labels)
+
+
+def summary(score: Score, names: Sequence[str], people: Any = None) -> dict[str, Any]:
+    """Returns all figures of a score with their intervals, see metrics; JSON-able.
+
+    Args:
+      score: of a source.
+      names: its class names.
+      people: [n], whose image each is, if known: intervals then treat them as one.
+    """
+    if score.metric == "accuracy":
+        return summary_single_label(score.logits, score.labels, names)
+    return summary_multi_label(score.logits, score.labels, names, people=people)

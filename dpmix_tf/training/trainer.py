@@ -27,7 +27,7 @@ from dpmix_tf.privacy.plan import round_up
 from dpmix_tf.training import checkpoints, cluster
 from dpmix_tf.training.build import Start, build_model, make_plan, pin_weights
 from dpmix_tf.training.dp_model import DPMixModel
-from dpmix_tf.training.evaluation import Accuracy, Evaluator
+from dpmix_tf.training.evaluation import Evaluator, Score, summary
 from dpmix_tf.training.optimizers import with_plain_schedule
 from dpmix_tf.training.restore import restore_model
 from dpmix_tf.training.software import versions
@@ -294,31 +294,37 @@ class Trainer:
             if name.startswith("private_")
         }
         metrics.write("validation", self.model, event)
-        if "validation_accuracy" in event:
-            shown["val_acc"] = f"{event['validation_accuracy']:.4f}"
+        for metric, short in (("accuracy", "val_acc"), ("auroc", "val_auroc")):
+            if (value := event.get(f"validation_{metric}")) is not None:
+                shown[short] = f"{value:.4f}"
 
     def _evaluate(self, part: str, source: ExampleSource | None) -> dict[str, Any]:
-        """Accuracy of the raw and the averaged weights; {} if there are no examples.
+        """Scores of the raw and the averaged weights; {} if there are no examples.
 
-        For the averaged weights also by class, None for a class without examples.
+        For the averaged weights also by class; on test examples, all figures.
         """
         if source is None or not self.is_chief:
             return {}
-        raw = self._accuracy(source)
+        raw = self._score(source)
         with self.model.average.applied():
-            averaged = self._accuracy(source)
-        return {
-            f"{part}_accuracy": raw.overall,
-            f"{part}_accuracy_ema": averaged.overall,
-            f"{part}_accuracy_ema_by_class": averaged.by_class,
+            averaged = self._score(source)
+        name = f"{part}_{raw.metric}"
+        event = {
+            name: raw.overall,
+            f"{name}_ema": averaged.overall,
+            f"{name}_ema_by_class": averaged.by_class,
         }
+        if part == "test":
+            figures = summary(averaged, source.class_names, source.people)
+            event["test_figures_ema"] = figures
+        return event
 
-    def _accuracy(self, source: ExampleSource) -> Accuracy:
+    def _score(self, source: ExampleSource) -> Score:
         def stop_if_told():
             if self._stopping.received:
                 raise self._stopped()
 
-        return self._evaluator.accuracy(source, before_batch=stop_if_told)
+        return self._evaluator.score(source, before_batch=stop_if_told)
 
     def _checkpoint(self) -> None:
         if self.workdir is None:
@@ -336,6 +342,7 @@ class Trainer:
             "seed": f"{self._seed:032x}",
             "plan": self.plan.to_dict(),
             "class_names": self.dataset.class_names,
+            "task": self.dataset.task,
             "image_shape": self.dataset.image_shape,
             "views_per_example": self.model.views.views_per_example,
             "pool_digest": pool.digest if pool else None,
