@@ -15,18 +15,23 @@ from dpmix_tf.data.sources import (
     in_order,
     ordered_batches,
 )
+from dpmix_tf.data.tables import Columns, TableSettings, TableSource, open_table
 
 __all__ = [
     "DATASETS",
     "ArraySource",
     "Batch",
+    "Columns",
     "Dataset",
     "ExampleSource",
     "ImageFolderSource",
     "PoissonBatches",
+    "TableSettings",
+    "TableSource",
     "describe_dataset",
     "in_order",
     "load_dataset",
     "load_left_out",
+    "open_table",
     "ordered_batches",
 ]

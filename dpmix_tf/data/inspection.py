@@ -14,6 +14,7 @@ from typing import TextIO
 
 import numpy as np
 
+from dpmix_tf.data.poisson import refuse_several_labels
 from dpmix_tf.data.registry import Dataset
 from dpmix_tf.data.sources import ExampleSource, some_of
 from dpmix_tf.errors import DPMixError
@@ -88,9 +89,11 @@ def inspect(dataset: Dataset) -> Findings:
     """Examines a data set; refuses one that cannot be learned from.
 
     Raises:
-      DPMixError: there is only one class, a class has no training images, all images
-        have the same single value, or some values are not finite.
+      DPMixError: there are several labels per image, there is only one class, a class
+        has no training images, all images have the same single value, or some values
+        are not finite.
     """
+    refuse_several_labels(dataset.train)
     names = dataset.class_names
     if len(names) < 2:
         raise DPMixError(

@@ -28,6 +28,17 @@ class Batch(NamedTuple):
     update: tf.Tensor | None
 
 
+def refuse_several_labels(source: ExampleSource) -> None:
+    """Raises DPMixError if a source has several labels per image, for now."""
+    # Batches of bare ids can be drawn of anything that has a length.
+    if getattr(source, "multi_label", False):
+        raise DPMixError(
+            "The source has several labels per image (data.label_columns), expected "
+            "one: training on several is not available yet. Choose one column of class "
+            "names with data.label_column."
+        )
+
+
 class PoissonBatches:
     """Poisson-sampled batches of a source, one per update of the plan.
 
@@ -51,7 +62,8 @@ class PoissonBatches:
       seed: the secret seed that the batches are drawn with.
 
     Raises:
-      DPMixError: the source does not have the size that the plan was made for.
+      DPMixError: the source does not have the size that the plan was made for, or has
+        several labels per image.
     """
 
     def __init__(
@@ -62,6 +74,7 @@ class PoissonBatches:
         seed: int | None = None,
         start: int = 0,
     ):
+        refuse_several_labels(source)
         if len(source) != plan.num_examples:
             raise DPMixError(
                 f"The plan is for num_examples={plan.num_examples} and the source "

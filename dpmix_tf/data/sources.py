@@ -26,7 +26,7 @@ class Examined(NamedTuple):
 
     Attributes:
       digests: uint8 [n,32], SHA-256 of the image and its label.
-      labels: int64 [n].
+      labels: int64 [n]; of several labels per image [n,L], 1 or 0 or, if unknown, -1.
       sizes: int64 [n,2], stored width and height, before any resizing.
     """
 
@@ -35,8 +35,8 @@ class Examined(NamedTuple):
     sizes: np.ndarray
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[bytes, int, tuple[int, int]]]) -> "Examined":
-        """Builds an instance from rows of (digest, label, size)."""
+    def of(cls, rows: Iterable[tuple[bytes, Any, tuple[int, int]]]) -> "Examined":
+        """Builds an instance from rows of (digest, label or labels, size)."""
         rows = list(rows)
         digests = np.frombuffer(b"".join(row[0] for row in rows), np.uint8)
         return cls(
@@ -53,11 +53,15 @@ class ExampleSource(abc.ABC):
       class_names: one name per class; labels index it.
       image_shape: (H, W, C) of every image.
       image_dtype: numpy dtype of the images; uint8 means [0, 255].
+      multi_label: whether any number of classes may apply to an image, instead of one.
+      people: str [len(self)], whose image each example is; None if it is not known.
     """
 
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     image_dtype: np.dtype = np.dtype(np.uint8)
+    multi_label: bool = False
+    people: np.ndarray | None = None
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -71,7 +75,8 @@ class ExampleSource(abc.ABC):
           indices: integers [n] in [0, len(self)); n may be 0.
 
         Returns:
-          images [n,H,W,C] of image_dtype; labels, int32 [n].
+          images [n,H,W,C] of image_dtype; labels, int32 [n]. If multi_label, labels are
+          float32 [n,L] with one column per class: 1, 0, or NaN if unknown.
         """
 
     def examine(self, indices: np.ndarray | None = None) -> Examined:
@@ -110,7 +115,7 @@ class ExampleSource(abc.ABC):
         return None
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Reads all examples: images [n,H,W,C] of image_dtype; labels, int32 [n]."""
+        """Reads all examples; see `read`."""
         return self.read(np.arange(len(self)))
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "ExampleSource":
@@ -125,6 +130,8 @@ class _Subset(ExampleSource):
         self.class_names = parent.class_names
         self.image_shape = parent.image_shape
         self.image_dtype = parent.image_dtype
+        self.multi_label = parent.multi_label
+        self.people = None if parent.people is None else parent.people[indices]
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -217,13 +224,14 @@ class DecodedSource(ExampleSource):
         return self._count
 
     @abc.abstractmethod
-    def _decode(self, index: int) -> tuple[np.ndarray, int]:
-        """Returns one image, uint8 of image_shape, and its label."""
+    def _decode(self, index: int) -> tuple[np.ndarray, Any]:
+        """Returns one image, uint8 of image_shape, and its label or labels."""
 
     def read(self, indices):
         """Decodes images in parallel."""
         images = np.empty((len(indices), *self.image_shape), np.uint8)
-        labels = np.empty(len(indices), np.int32)
+        spec = label_spec(self)
+        labels = np.empty((len(indices), *spec.shape[1:]), spec.dtype.as_numpy_dtype)
 
         def place(position: int) -> None:
             images[position], labels[position] = self._decode(int(indices[position]))
@@ -236,8 +244,7 @@ class DecodedSource(ExampleSource):
 class TfdsSource(DecodedSource):
     """A prepared TFDS split in ArrayRecord format, decoded on demand.
 
-    TFDS decodes the images itself: unlike for image folders, the EXIF orientation is
-    not applied.
+    TFDS decodes the images itself, without applying their EXIF orientation.
 
     Args:
       data_source: `tfds.data_source(...)` of one split.
@@ -324,6 +331,12 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
         )
 
 
+def label_spec(source: ExampleSource) -> tf.TensorSpec:
+    """Describes the labels that a source reads: int32 [n], or float32 [n,L]."""
+    shape = [None, len(source.class_names)] if source.multi_label else [None]
+    return tf.TensorSpec(shape, tf.float32 if source.multi_label else tf.int32)
+
+
 def ordered_batches(source: ExampleSource, batch_size: int) -> tf.data.Dataset:
     """Reads a source once, in order, for evaluation and prediction.
 
@@ -332,16 +345,14 @@ def ordered_batches(source: ExampleSource, batch_size: int) -> tf.data.Dataset:
       batch_size: examples per batch; the last may be smaller.
 
     Returns:
-      tf.data.Dataset of (images [n,H,W,C] of the source's dtype, labels int32 [n]).
+      tf.data.Dataset of (images [n,H,W,C], labels), as the source reads them.
     """
 
     def load(start):
         return source.read(np.arange(start, min(start + batch_size, len(source))))
 
-    specs = (
-        tf.TensorSpec([None, *source.image_shape], source.image_dtype),
-        tf.TensorSpec([None], tf.int32),
-    )
+    images = tf.TensorSpec([None, *source.image_shape], source.image_dtype)
+    specs = (images, label_spec(source))
     return load_ahead(tf.data.Dataset.range(0, len(source), batch_size), load, specs)
 
 
