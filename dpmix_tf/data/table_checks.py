@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from dpmix_tf.data.image_folder import PARTS
 from dpmix_tf.data.sources import some_of
-from dpmix_tf.data.table_file import TextTable, quoted
+from dpmix_tf.data.table_file import TextTable, quoted, same_spelling
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.images import IMAGE_SUFFIXES
 
@@ -105,7 +105,7 @@ def single_labels(
     names = class_names_of(cells) if class_names is None else list(class_names)
     indexed = integers and not any(map(_INTEGER.fullmatch, names))
     known = {str(i): i for i in range(len(names))} if indexed else {}
-    known |= {name: index for index, name in enumerate(names)}
+    known |= {same_spelling(name): index for index, name in enumerate(names)}
     if class_names is None and integers:
         known = {name: index for name, index in known.items() if int(name) >= 0}
     unknown = {

@@ -1,5 +1,6 @@
 """TextTable: a CSV or Parquet file read whole, all of its cells as text."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -107,13 +108,10 @@ class TextTable:
         return column.combine_chunks()
 
     def trimmed(self, name: str) -> pa.Array:
-        """Returns `text` with equal spellings of a word made the same.
-
-        These are spaces at either end, and the ways that Unicode has of writing one
-        letter.
-        """
-        text = pc.utf8_trim_whitespace(self.text(name))
-        return pc.utf8_normalize(text, form="NFC")
+        """Returns `text`, each cell as `same_spelling` writes it."""
+        cells = self.text(name).dictionary_encode()
+        words = [same_spelling(cell) for cell in cells.dictionary.to_pylist()]
+        return pa.array(words, pa.large_string()).take(cells.indices)
 
     def _parquet(self) -> pa.Table:
         with parquet.ParquetFile(self.path) as file:
@@ -132,6 +130,11 @@ def _read_csv(path: Path) -> pa.Table:
             column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
         ),
     )
+
+
+def same_spelling(word: str) -> str:
+    """Writes a word in one way: without spaces around it, accents joined to letters."""
+    return unicodedata.normalize("NFC", word.strip())
 
 
 def quoted(names: Iterable[str]) -> str:
