@@ -552,7 +552,7 @@ FILES = {
     "names.csv": (b"path,label\n", "holds no rows"),
     "latin.csv": ("path,label\na.png,grün\n".encode("latin-1"), "invalid UTF8"),
     "wide.csv": (b"path,label\na.png,1\na.png,1,2\n", "Expected 2 columns, got 3"),
-    "quote.csv": (b'path,label\na.png,"1\nb.png,2\n', "missing: 'a.png'"),
+    "quote.csv": (b'path,label\na.png,"1\nb.png,2\n', "mark is not closed"),
     "twice.csv": (b"path,label,path\na.png,1,b.png\n", "columns named 'path'"),
     "semicolons.csv": (b"path;label\na.png;1\n", "its columns are 'path;label'"),
     "text.parquet": (b"path,label\na.png,1\n", "Cannot read the table"),
