@@ -26,7 +26,7 @@ from PIL import Image
 
 from dpmix_tf import views
 from dpmix_tf.data import ArraySource, ImageFolderSource, PoissonBatches
-from dpmix_tf.data.sources import TfdsSource
+from dpmix_tf.data.decoded import TfdsSource
 from dpmix_tf.files import write_text_atomic
 from dpmix_tf.privacy import PrivacyPlan
 from dpmix_tf.training import DPMixModel

@@ -12,6 +12,7 @@ size are those of `config.data`, whose examples are never read (but for
 `--import_left_out`, which reads those that are not trained on).
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ _MERGE = flags.DEFINE_list(
 
 def _main(argv: list[str]) -> None:
     common.require(config=_CONFIG.value)
-    from dpmix_tf.data import describe_dataset
+    from dpmix_tf.data import TableSettings, describe_dataset
     from dpmix_tf.synthetic import fill, maintenance
 
     settings = _CONFIG.value.pool.to_dict()
@@ -69,6 +70,7 @@ def _main(argv: list[str]) -> None:
         data_dir=data["data_dir"],
         image_size=data["image_size"],
         channels=data["channels"],
+        **dataclasses.asdict(TableSettings.of(data)),
     )
     if _IMPORT.value:
         fill.import_folder(folder, _IMPORT.value, class_names, image_shape)

@@ -2,6 +2,7 @@ r"""Classifies images on disk, with a trained model or on a server.
 
 python bin/predict.py --workdir=runs/digits scan1.png scan2.jpg
 python bin/predict.py --workdir=runs/digits --format=json photos/
+python bin/predict.py --workdir=runs/digits --table=scans.csv --output=predicted.csv
 python bin/predict.py --server=http://localhost:8501 --model_name=digits scan1.png
 python bin/predict.py --server=grpc://localhost:8500 --model_name=digits --repeat=1000 \
     --concurrency=8 photos/
@@ -12,7 +13,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path
 from dpmix_tf.images import image_files, read_image
 from dpmix_tf.serving.client import Answer, connect
+
+# Paths of images -> for each its answer, or why there is none.
+Classify = Callable[[Sequence[Path]], list[Answer | DPMixError]]
 
 _WORKDIR = common.define_workdir("The --workdir of a training run; or give --server.")
 _WEIGHTS = flags.DEFINE_enum(
@@ -51,7 +55,25 @@ _REPEAT = flags.DEFINE_integer(
     lower_bound=1,
 )
 _CONCURRENCY = flags.DEFINE_integer(
-    "concurrency", 1, "Number of concurrent requests in a load test.", lower_bound=1
+    "concurrency",
+    1,
+    "Number of concurrent requests to a server, in a load test or for a table.",
+    lower_bound=1,
+)
+_TABLE = flags.DEFINE_string(
+    "table",
+    None,
+    "A CSV or Parquet file that lists the images, instead of naming them; --output is "
+    "then the table with its predictions.",
+)
+_OUTPUT = flags.DEFINE_string("output", None, "The CSV file to write for --table.")
+_PATH_COLUMN = flags.DEFINE_string(
+    "path_column", "path", "Name of the column of --table that holds paths."
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    None,
+    "The folder that paths in --table are relative to; default: the table's own.",
 )
 _FORMAT = flags.DEFINE_enum("format", "table", ["table", "json"], "Output format.")
 _TOP = flags.DEFINE_integer(
@@ -64,21 +86,23 @@ def _main(argv: list[str]) -> None:
         raise DPMixError("Give either --workdir or --server. See --help.")
     if _REPEAT.value and _SERVER.value is None:
         raise DPMixError("--repeat load-tests a server: give --server too.")
+    if _TABLE.value or _OUTPUT.value:
+        _classify_table(argv)
+        return
     given = [local_path(name, "An image") for name in argv]
     paths = [path for name in given for path in image_files(name)]
     if not paths:
         raise DPMixError("No images: give image files, or folders of them.")
-    classify = _local() if _SERVER.value is None else _remote()
     if _REPEAT.value:
-        _check_load(classify, paths)
+        _check_load(_remote(), paths)
         return
+    classify, _ = _classifier()
     results = []
     for path in paths:
         result: dict[str, object] = {"path": str(path)}
-        try:
-            answer = classify(path)
-        except DPMixError as error:
-            results.append(result | {"error": str(error)})
+        (answer,) = classify([path])
+        if isinstance(answer, DPMixError):
+            results.append(result | {"error": str(answer)})
             continue
         top = slice(_TOP.value)
         results.append(
@@ -96,24 +120,85 @@ def _main(argv: list[str]) -> None:
         sys.exit(1)
 
 
-def _local() -> Callable[[Path], Answer]:
+def _classify_table(argv: list[str]) -> None:
+    """Writes the predictions for --table; exits with 1 if there is an error in one."""
+    if not (_TABLE.value and _OUTPUT.value):
+        raise DPMixError("Give --table and --output together. See --help.")
+    if argv or _REPEAT.value:
+        raise DPMixError(
+            f"--table lists the images; received also {' '.join(argv) or '--repeat'}. "
+            "Give one of the two."
+        )
+    start_tensorflow()
+    from dpmix_tf.cli.predictions import write_predictions
+
+    classify, names = _classifier()
+    rows, failed = write_predictions(
+        classify,
+        names,
+        _TABLE.value,
+        _OUTPUT.value,
+        path_column=_PATH_COLUMN.value,
+        folder=_DATA_DIR.value,
+    )
+    errors = f"; {failed:,} of them could not be classified" if failed else ""
+    print(f"Wrote {_OUTPUT.value}: {rows:,} images{errors}.")
+    if failed:
+        sys.exit(1)
+
+
+def _classifier() -> tuple[Classify, Sequence[str] | None]:
+    """Returns a function that classifies, and the class names where they are known."""
+    if _SERVER.value is None:
+        return _local()
+    one = _remote()
+
+    def attempt(path: Path) -> Answer | DPMixError:
+        try:
+            return one(path)
+        except DPMixError as error:
+            return error
+
+    def classify(paths: Sequence[Path]) -> list[Answer | DPMixError]:
+        with futures.ThreadPoolExecutor(_CONCURRENCY.value) as threads:
+            return list(threads.map(attempt, paths))
+
+    return classify, None
+
+
+def _local() -> tuple[Classify, Sequence[str]]:
     """Returns a function that classifies here, with a run's newest checkpoint."""
     start_tensorflow()
     import numpy as np
 
+    from dpmix_tf.data.sources import DECODERS
     from dpmix_tf.serving.signatures import probabilities_of
     from dpmix_tf.training import restore_network
 
     network, metadata = restore_network(_WORKDIR.value, weights=_WEIGHTS.value)
+    names = metadata["class_names"]
 
-    def classify(path: Path) -> Answer:
-        image = read_image(path, tuple(metadata["image_shape"]))
-        probabilities = probabilities_of(network, image[np.newaxis])[0].numpy()
-        best = np.argsort(-probabilities)
-        names = [metadata["class_names"][index] for index in best]
-        return Answer(names, [float(p) for p in probabilities[best]])
+    def read(path: Path) -> np.ndarray | DPMixError:
+        try:
+            return read_image(path, tuple(metadata["image_shape"]))
+        except DPMixError as error:
+            return error
 
-    return classify
+    def classify(paths: Sequence[Path]) -> list[Answer | DPMixError]:
+        with futures.ThreadPoolExecutor(DECODERS) as threads:
+            answers: list = list(threads.map(read, paths))
+        readable = [i for i, it in enumerate(answers) if isinstance(it, np.ndarray)]
+        if readable:
+            images = np.stack([answers[index] for index in readable])
+            found = probabilities_of(network, images).numpy()
+            for index, scores in zip(readable, found, strict=True):
+                best = np.argsort(-scores)
+                answers[index] = Answer(
+                    [names[label] for label in best], [float(p) for p in scores[best]]
+                )
+        return answers
+
+    return classify, names
 
 
 def _remote() -> Callable[[Path], Answer]:

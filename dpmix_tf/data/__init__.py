@@ -16,19 +16,24 @@ from dpmix_tf.data.sources import (
     in_order,
     ordered_batches,
 )
+from dpmix_tf.data.tables import Columns, TableSettings, TableSource, open_table
 
 __all__ = [
     "DATASETS",
     "ArraySource",
     "Batch",
+    "Columns",
     "Dataset",
     "ExampleSource",
     "ImageFolderSource",
     "PeopleSource",
     "PoissonBatches",
+    "TableSettings",
+    "TableSource",
     "describe_dataset",
     "in_order",
     "load_dataset",
     "load_left_out",
+    "open_table",
     "ordered_batches",
 ]

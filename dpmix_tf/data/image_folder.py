@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dpmix_tf.data.decoded import DecodedSource
 from dpmix_tf.data.file_index import FileIndex
-from dpmix_tf.data.sources import DecodedSource, Examined, digest, some_of
+from dpmix_tf.data.sources import Examined, digest, some_of
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path
 from dpmix_tf.images import (
@@ -20,8 +21,8 @@ from dpmix_tf.images import (
     read_image,
 )
 
-# Names of the folders of a data set's parts; case does not matter.
-_PARTS = {
+# Names of a data set's parts, of folders or in a table; case does not matter.
+PARTS = {
     "train": "train",
     "training": "train",
     "test": "test",
@@ -49,7 +50,7 @@ def find_parts(folder: Path) -> dict[str, Path]:
     parts: dict[str, Path] = {}
     others = []
     for name in class_folders(folder):
-        part = _PARTS.get(name.lower())
+        part = PARTS.get(name.lower())
         if part is None:
             others.append(name)
         elif part in parts:

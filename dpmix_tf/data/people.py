@@ -36,7 +36,7 @@ class PeopleSource(ExampleSource):
 
     Attributes:
       examples: all images of all people, one by one.
-      people: name of each person, by record; in the order of the names.
+      people: name of each person, by record, in the order of the names.
       slots: images per record: max_images, or as many as anybody has.
 
     Raises:
@@ -45,6 +45,7 @@ class PeopleSource(ExampleSource):
 
     record = PERSON
     slots: int
+    people: np.ndarray
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class PeopleSource(ExampleSource):
         )
         self._examples = examples
         self._max_images = max_images
-        self.people = tuple(map(str, names))
+        self.people = names.astype(str)
         # The images of person p are _order[_starts[p] : _starts[p + 1]].
         self._order = np.argsort(owners, kind="stable")
         self._starts = np.concatenate([[0], np.cumsum(counts)])
@@ -140,13 +141,13 @@ class PeopleSource(ExampleSource):
 
     def names(self) -> list[str]:
         """Returns each person's name: data sets are split by them, never within."""
-        return list(self.people)
+        return self.people.tolist()
 
     def subset(self, indices) -> "PeopleSource":
         """Returns a source of some people, with all of their images."""
         indices = np.asarray(indices, np.int64)
         parts = [self.images_of(person) for person in indices]
-        names = np.repeat(np.array(self.people)[indices], [len(part) for part in parts])
+        names = np.repeat(self.people[indices], [len(part) for part in parts])
         return PeopleSource(
             self._examples.subset(np.concatenate(parts)),
             names,

@@ -1,16 +1,19 @@
 """Data set name -> train, validation and test sources."""
 
 import dataclasses
-import hashlib
-import os
 import shlex
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from dpmix_tf.data.decoded import TfdsSource
 from dpmix_tf.data.image_folder import ImageFolderSource, find_parts
-from dpmix_tf.data.sources import ArraySource, ExampleSource, TfdsSource
+from dpmix_tf.data.parts import cut, keep
+from dpmix_tf.data.people import PeopleSource
+from dpmix_tf.data.sources import ArraySource, ExampleSource
+from dpmix_tf.data.tables import TableSettings, open_table, table_class_names
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import is_remote, local_path
 from dpmix_tf.images import class_folders, fit_image
@@ -21,7 +24,7 @@ class Dataset:
     """A data set's three parts. Validation is never cut from test.
 
     Attributes:
-      train: private examples to learn from.
+      train: private examples to learn from, or people.
       validation: private examples for choosing hyperparameters; None if there are none.
       test: examples for the final evaluation.
       skipped: reason that files of an image folder were skipped -> how many.
@@ -76,7 +79,7 @@ _TFDS = {
     "oxford_iiit_pet": _Tfds(name="oxford_iiit_pet", image_shape=(224, 224, 3)),
 }
 
-DATASETS = ("digits", *_TFDS, "caltech256", "image_folder")
+DATASETS = ("digits", *_TFDS, "caltech256", "image_folder", "table")
 
 
 def load_dataset(
@@ -88,6 +91,7 @@ def load_dataset(
     train_examples: int | None = None,
     validation_fraction: float = 0.1,
     download: bool = True,
+    **table: Any,
 ) -> Dataset:
     """Loads a data set by name.
 
@@ -95,37 +99,45 @@ def load_dataset(
       name: one of DATASETS. "digits" comes with scikit-learn and needs nothing else.
       data_dir: TFDS's data directory; for "caltech256" and "image_folder", the folder
         with one subfolder per class, or with `train/`, `test/` and perhaps `val/` that
-        each hold such subfolders.
+        each hold such subfolders; for "table", the folder that paths are relative to,
+        by default the table's own.
       image_size: resize images to image_size x image_size; by default the data's own
         size, or 224 where it varies. "digits" is always 8x8.
-      channels: 1 or 3, for image folders; by default 3.
-      train_examples: keep this many, the same ones in every run; by default all.
+      channels: 1 or 3, for image folders and tables; by default 3.
+      train_examples: keep this many, the same ones in every run; by default all. Of
+        people, as many as have at most this many examples.
       validation_fraction: fraction of train that becomes validation, in [0, 1). If
         there is a `val/`, it is the validation set, unless the fraction is 0.
       download: let TFDS download and prepare what is missing.
+      **table: for "table" only: the fields of tables.TableSettings.
 
     Returns:
-      Dataset. The split never depends on a seed: in image folders it depends on each
-      file's own name, so adding files moves no others to another part; elsewhere it
-      depends on the number of examples.
+      Dataset. The split never depends on a seed: in image folders and tables it depends
+      on each file's own path, so adding files moves no others to another part; in a
+      table with people, on each person's name, so that nobody is in two parts;
+      elsewhere it depends on the number of examples.
 
     Raises:
       DPMixError: the name is unknown, files are missing, TFDS has not prepared the
-        data, or a part would be empty.
+        data, the table is invalid, or a part would be empty.
     """
     if not 0 <= validation_fraction < 1:
         raise DPMixError(
             "validation_fraction must be at least 0 and below 1, received: "
             f"{validation_fraction}."
         )
-    whole = _open(name, data_dir, image_size, channels, download)
+    settings = TableSettings(**table)
+    whole = _open(name, data_dir, image_size, channels, download, settings)
     train, validation = whole.train, whole.validation
     if train_examples is not None:
-        train, _ = _keep(train, train_examples)
+        train, _ = keep(train, train_examples)
     if validation_fraction == 0:
         validation = None
     elif validation is None:
-        train, validation = _cut(train, validation_fraction, "validation")
+        train, validation = cut(train, validation_fraction, "validation")
+    if train.people is not None:
+        most = settings.max_images_per_person
+        train = PeopleSource(train, train.people, max_images=most)
     return dataclasses.replace(whole, train=train, validation=validation)
 
 
@@ -137,6 +149,7 @@ def load_left_out(
     channels: int | None = None,
     train_examples: int | None = None,
     download: bool = True,
+    **table: Any,
 ) -> ExampleSource:
     """Loads the training examples that `load_dataset` leaves out for `train_examples`.
 
@@ -146,8 +159,9 @@ def load_left_out(
     Raises:
       DPMixError: as load_dataset; or no example is left out.
     """
-    whole = _open(name, data_dir, image_size, channels, download)
-    _, left_out = _keep(whole.train, train_examples or len(whole.train))
+    settings = TableSettings(**table)
+    whole = _open(name, data_dir, image_size, channels, download, settings)
+    _, left_out = keep(whole.train, train_examples or len(whole.train))
     if left_out is None:
         raise DPMixError(
             "All training examples are private: set data.train_examples to fewer than "
@@ -162,6 +176,7 @@ def _open(
     image_size: int | None,
     channels: int | None,
     download: bool,
+    settings: TableSettings,
 ) -> Dataset:
     """All examples, with a validation part only where there is a folder of it."""
     if name not in DATASETS:
@@ -170,13 +185,16 @@ def _open(
         )
     if channels not in (None, 1, 3):
         raise DPMixError(f"channels must be 1 (grey) or 3 (RGB), received: {channels}.")
+    shape = (image_size or 224, image_size or 224, channels or 3)
+    if name == "table":
+        return _table(settings, data_dir, shape)
+    settings.refuse_for(name)
     if name == "digits":
         train, test = _digits()
         return Dataset(train=train, validation=None, test=test)
     if name in _TFDS:
         train, test = _tfds(_TFDS[name], data_dir, image_size, download)
         return Dataset(train=train, validation=None, test=test)
-    shape = (image_size or 224, image_size or 224, channels or 3)
     return _folder(name, data_dir, shape)
 
 
@@ -186,6 +204,7 @@ def describe_dataset(
     data_dir: str | None = None,
     image_size: int | None = None,
     channels: int | None = None,
+    **table: Any,
 ) -> tuple[tuple[str, ...], tuple[int, int, int]]:
     """Returns a data set's classes and image shape, without reading any example.
 
@@ -197,13 +216,19 @@ def describe_dataset(
       data_dir: as for load_dataset; the names of its folders are read.
       image_size: as for load_dataset.
       channels: as for load_dataset.
+      **table: as for load_dataset; the table is read only if it names the classes.
 
     Returns:
       Class names; (H, W, C).
 
     Raises:
-      DPMixError: the name is unknown, or the folder does not exist.
+      DPMixError: the name is unknown, or the folder or table does not exist.
     """
+    settings = TableSettings(**table)
+    if name == "table":
+        names = table_class_names(settings.table, settings.columns, settings.names)
+        return names, (image_size or 224, image_size or 224, channels or 3)
+    settings.refuse_for(name)
     if name == "digits":
         return tuple("0123456789"), (8, 8, 1)
     if name in _TFDS:
@@ -217,60 +242,12 @@ def describe_dataset(
     if name not in DATASETS or folder is None or not folder.is_dir():
         raise DPMixError(
             f"Cannot determine the classes of data.name={name!r} in data.data_dir="
-            f"{folder}: expected one of {', '.join(DATASETS)}; the last "
-            "two need their folder."
+            f"{folder}: expected one of {', '.join(DATASETS)}; caltech256 and "
+            "image_folder need their folder."
         )
     folder = find_parts(folder).get("train", folder)
     side = image_size or 224
     return class_folders(folder), (side, side, channels or 3)
-
-
-def _cut(
-    source: ExampleSource, fraction: float, part: str
-) -> tuple[ExampleSource, ExampleSource | None]:
-    """Splits off a fixed choice of `fraction` of a source's examples, for `part`."""
-    names = source.names()
-    if names is not None:
-        chosen = _places(names, part) < fraction
-        if chosen.all() or not chosen.any():
-            raise DPMixError(
-                f"{int(chosen.sum())} of {len(names)} images fall into the {part} "
-                f"part: each is assigned to it with probability {fraction:.0%}, by its "
-                "name. Add images, or sort them into train/, test/ and val/; "
-                "data.validation_fraction=0 keeps no validation part."
-            )
-        return source.subset(np.where(~chosen)[0]), source.subset(np.where(chosen)[0])
-    # NumPy guarantees RandomState's streams never change, unlike Generator's.
-    order = np.random.RandomState(0).permutation(len(source))
-    size = round(fraction * len(source))
-    if not size:
-        return source, None
-    return source.subset(np.sort(order[size:])), source.subset(np.sort(order[:size]))
-
-
-def _keep(
-    source: ExampleSource, count: int
-) -> tuple[ExampleSource, ExampleSource | None]:
-    """A fixed choice of `count` of a source's examples, and the others."""
-    if not 1 <= count <= len(source):
-        raise DPMixError(
-            f"data.train_examples must be from 1 to {len(source)}; received: {count}."
-        )
-    names = source.names()
-    if names is None:
-        return _cut(source, 1 - count / len(source), "")
-    order = np.argsort(_places(names, "kept"))
-    kept, others = (np.sort(part) for part in (order[:count], order[count:]))
-    return source.subset(kept), source.subset(others) if len(others) else None
-
-
-def _places(names: list[str], part: str) -> np.ndarray:
-    """A number in [0, 1) per name, uniform, and independent for different parts."""
-    digests = [
-        hashlib.sha256(part.encode() + b"\0" + os.fsencode(name)).digest()
-        for name in names
-    ]
-    return np.array([int.from_bytes(each[:8], "big") for each in digests]) / 2.0**64
 
 
 def _digits() -> tuple[ExampleSource, ExampleSource]:
@@ -280,7 +257,7 @@ def _digits() -> tuple[ExampleSource, ExampleSource]:
     digits = datasets.load_digits()
     # Values are whole numbers from 0 to 16.
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
-    train, test = _cut(ArraySource(images, digits.target), 0.2, "test")
+    train, test = cut(ArraySource(images, digits.target), 0.2, "test")
     assert test is not None
     return train, test
 
@@ -303,7 +280,7 @@ def _folder(name: str, data_dir: str | None, shape: tuple[int, int, int]) -> Dat
     for source in (*others.values(), train):
         source.check()
     if not others:
-        train_part, test_part = _cut(train, 0.2, "test")
+        train_part, test_part = cut(train, 0.2, "test")
         assert test_part is not None
         return Dataset(
             train=train_part, validation=None, test=test_part, skipped=train.skipped
@@ -314,6 +291,35 @@ def _folder(name: str, data_dir: str | None, shape: tuple[int, int, int]) -> Dat
         test=others["test"],
         skipped=sum((source.skipped for source in others.values()), train.skipped),
     )
+
+
+def _table(
+    settings: TableSettings, data_dir: str | None, shape: tuple[int, int, int]
+) -> Dataset:
+    """Returns the parts; validation only if the table names it."""
+    if not settings.table:
+        raise DPMixError(
+            "data.name='table' needs data.table: a CSV or Parquet file with one row "
+            "per image, its path and its label."
+        )
+    parts = open_table(
+        settings.table,
+        folder=data_dir,
+        columns=settings.columns,
+        image_shape=shape,
+        class_names=settings.names,
+    )
+    for source in parts.values():
+        source.check()
+    if "test" in parts:
+        return Dataset(
+            train=parts["train"],
+            validation=parts.get("validation"),
+            test=parts["test"],
+        )
+    train, test = cut(parts["train"], 0.2, "test")
+    assert test is not None
+    return Dataset(train=train, validation=None, test=test)
 
 
 def _tfds(
@@ -329,7 +335,7 @@ def _tfds(
     train = _split(builder, wanted.train, shape)
     if wanted.test is not None:
         return train, _split(builder, wanted.test, shape)
-    train_part, test_part = _cut(train, 0.2, "test")
+    train_part, test_part = cut(train, 0.2, "test")
     assert test_part is not None
     return train_part, test_part
 

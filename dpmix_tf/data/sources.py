@@ -2,18 +2,14 @@
 
 import abc
 import hashlib
-import io
 from collections.abc import Callable, Iterable, Sequence
-from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 from tqdm import tqdm
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.images import fit_image
 from dpmix_tf.privacy.plan import EXAMPLE
 from dpmix_tf.tasks import MULTI_LABEL, SINGLE_LABEL
 
@@ -37,8 +33,8 @@ class Examined(NamedTuple):
     sizes: np.ndarray
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[bytes, int, tuple[int, int]]]) -> "Examined":
-        """Builds an instance from rows of (digest, label, size)."""
+    def of(cls, rows: Iterable[tuple[bytes, Any, tuple[int, int]]]) -> "Examined":
+        """Builds an instance from rows of (digest, label or labels, size)."""
         rows = list(rows)
         digests = np.frombuffer(b"".join(row[0] for row in rows), np.uint8)
         return cls(
@@ -61,6 +57,7 @@ class ExampleSource(abc.ABC):
       task: SINGLE_LABEL; or MULTI_LABEL: then `labels` are float32 with an axis of one
         number per class, 0, 1, or NaN where not known, wherever the shapes of class
         numbers are given here.
+      people: str [len(self)], whose each record is; None if it is not known.
     """
 
     class_names: tuple[str, ...]
@@ -69,6 +66,7 @@ class ExampleSource(abc.ABC):
     record: str = EXAMPLE
     slots: int | None = None
     task: str = SINGLE_LABEL
+    people: np.ndarray | None = None
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -148,7 +146,7 @@ class ExampleSource(abc.ABC):
         return None
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Reads all examples: images [n,H,W,C] of image_dtype; labels, int32 [n]."""
+        """Reads all examples; see `read`."""
         return self.read(np.arange(len(self)))
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "ExampleSource":
@@ -164,6 +162,7 @@ class _Subset(ExampleSource):
         self.image_shape = parent.image_shape
         self.image_dtype = parent.image_dtype
         self.task = parent.task
+        self.people = None if parent.people is None else parent.people[indices]
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -265,81 +264,6 @@ def _checked_several(labels: np.ndarray) -> np.ndarray:
     return labels.astype(np.float32)
 
 
-class DecodedSource(ExampleSource):
-    """Examples that are decoded and resized on demand, several at a time."""
-
-    def __init__(self, image_shape, class_names, count):
-        self.image_shape = tuple(image_shape)
-        self.class_names = check_class_names(class_names)
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    @abc.abstractmethod
-    def _decode(self, index: int) -> tuple[np.ndarray, int]:
-        """Returns one image, uint8 of image_shape, and its label."""
-
-    def read(self, indices):
-        """Decodes images in parallel."""
-        images = np.empty((len(indices), *self.image_shape), np.uint8)
-        labels = np.empty(len(indices), np.int32)
-
-        def place(position: int) -> None:
-            images[position], labels[position] = self._decode(int(indices[position]))
-
-        with futures.ThreadPoolExecutor(DECODERS) as pool:
-            list(pool.map(place, range(len(indices))))
-        return images, labels
-
-
-class TfdsSource(DecodedSource):
-    """A prepared TFDS split in ArrayRecord format, decoded on demand.
-
-    TFDS decodes the images itself: unlike for image folders, the EXIF orientation is
-    not applied.
-
-    Args:
-      data_source: `tfds.data_source(...)` of one split.
-      image_shape: (H, W, C) to convert to.
-      class_names: names by label.
-    """
-
-    def __init__(
-        self,
-        data_source: Any,
-        image_shape: tuple[int, int, int],
-        class_names: Sequence[str],
-    ):
-        super().__init__(image_shape, class_names, len(data_source))
-        self._data_source = data_source
-
-    def _decode(self, index):
-        example = self._data_source[index]
-        image = np.asarray(example["image"])
-        if image.shape != self.image_shape:
-            pixels = image[..., 0] if image.shape[-1] == 1 else image
-            image = fit_image(Image.fromarray(pixels), self.image_shape)
-        return image, int(example["label"])
-
-    def examine(self, indices=None):
-        """Examines the records as stored in the files, without decoding images."""
-        records = getattr(self._data_source, "data_source", None)
-        if not (records and isinstance(records[0], bytes)):  # another kind of source
-            return super().examine(indices)
-        indices = np.arange(len(self)) if indices is None else indices
-
-        def look(index):
-            record = records[int(index)]
-            features = tf.train.Example.FromString(record).features.feature
-            label = features["label"].int64_list.value[0]
-            encoded = io.BytesIO(features["image"].bytes_list.value[0])
-            with Image.open(encoded) as image:
-                return digest(record, label), label, image.size
-
-        return Examined.of(map(look, progress(indices, "Reading the data")))
-
-
 def digest(content: bytes, *known: Any) -> bytes:
     """SHA-256 of an item's content and of what else is known about it."""
     return hashlib.sha256(repr(known).encode("utf-8") + b"\0" + content).digest()
@@ -401,7 +325,7 @@ def ordered_batches(source: ExampleSource, batch_size: int) -> tf.data.Dataset:
       batch_size: examples per batch; the last may be smaller.
 
     Returns:
-      tf.data.Dataset of (images [n,H,W,C] of the source's dtype, labels int32 [n]).
+      tf.data.Dataset of (images [n,H,W,C], labels), as the source reads them.
     """
 
     def load(start):

@@ -23,7 +23,6 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
 import keras
 from ml_collections import ConfigDict
@@ -105,7 +104,7 @@ def train(folder: Path) -> None:
         config,
         folder / "run",
         shared_seed=seed_of_run(folder),
-        dataset=_load(tuple(config.data.to_dict().items())),
+        dataset=_load(json.dumps(config.data.to_dict())),
     )
     before, started = trainer.model.updates, time.perf_counter()
     try:
@@ -119,8 +118,8 @@ def train(folder: Path) -> None:
 
 
 @functools.lru_cache(maxsize=1)  # arms seldom differ in their data
-def _load(settings: tuple[tuple[str, Any], ...]) -> Dataset:
-    return load_dataset(**dict(settings))
+def _load(settings: str) -> Dataset:
+    return load_dataset(**json.loads(settings))
 
 
 if __name__ == "__main__":

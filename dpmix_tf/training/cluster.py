@@ -289,6 +289,7 @@ def shared_facts(config: ConfigDict, **more: Any) -> dict[str, Any]:
     """
     facts = json.loads(config.to_json())
     del facts["run"], facts["seed"], facts["data"]["data_dir"], facts["pool"]
+    facts["data"].pop("table", None)
     network = without_place(facts.pop("network"))
     network.pop("text_embeddings", None)  # initial weights are the first worker's
     return facts | {"network": network} | more

@@ -62,12 +62,22 @@ def default_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.name = "digits"  # see dpmix_tf.data.DATASETS
-    config.data.data_dir = config_dict.placeholder(str)  # TFDS's, or an image folder
+    # TFDS's, an image folder, or what a table's paths are relative to.
+    config.data.data_dir = config_dict.placeholder(str)
     config.data.image_size = config_dict.placeholder(int)  # resize to a square
-    config.data.channels = config_dict.placeholder(int)  # image folders: 1 or 3
+    config.data.channels = config_dict.placeholder(int)  # folders and tables: 1 or 3
     config.data.train_examples = config_dict.placeholder(int)  # default: all
     config.data.validation_fraction = 0.1  # split off from train
     config.data.download = True  # let TFDS download what is missing
+    # The remaining settings are for tables, CSV or Parquet.
+    config.data.table = config_dict.placeholder(str)
+    config.data.path_column = "path"
+    config.data.label_column = "label"
+    config.data.label_columns = ()  # instead: one column of 0 or 1 per class
+    config.data.person = config_dict.placeholder(str)  # column: protects people
+    config.data.max_images_per_person = 16  # that an update reads; all count in time
+    config.data.split_column = config_dict.placeholder(str)  # default: split, if any
+    config.data.class_names = ()  # or a JSON file; default: those in the table
 
     config.network = ConfigDict({"name": "convnet"})  # and its arguments
     config.dtype_policy = "float32"  # or mixed_bfloat16, if the hardware supports it

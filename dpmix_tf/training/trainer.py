@@ -309,7 +309,7 @@ class Trainer:
         with self.model.average.applied():
             averaged = self._score(source)
         name = f"{part}_{raw.metric}"
-        event = {
+        event: dict[str, Any] = {
             name: raw.overall,
             f"{name}_ema": averaged.overall,
             f"{name}_ema_by_class": averaged.by_class,

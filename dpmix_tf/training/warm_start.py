@@ -4,6 +4,7 @@ The pool is public, so this costs no privacy budget, and private training need n
 its first updates on what the pool could have taught.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from dpmix_tf.data import ArraySource, Dataset, describe_dataset
+from dpmix_tf.data import ArraySource, Dataset, TableSettings, describe_dataset
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path
 from dpmix_tf.models import network_digest, split_frozen_front
@@ -95,6 +96,7 @@ def pretrain(config: ConfigDict, folder: str | Path) -> float | None:
         data_dir=config.data.data_dir,
         image_size=config.data.image_size,
         channels=config.data.channels,
+        **dataclasses.asdict(TableSettings.of(config.data)),
     )
     pool = SyntheticPool.load(config.pool.path, class_names=classes, image_shape=shape)
     maker = pool_views(config, pool)

@@ -268,7 +268,7 @@ def differences(theirs: dict, mine: dict, prefix: str = "") -> list[str]:
     lines = []
     for key in sorted(theirs.keys() | mine.keys()):
         name = prefix + key
-        if name in ("run", "data.data_dir", "pool"):
+        if name in ("run", "data.data_dir", "data.table", "pool"):
             continue
         old, new = theirs.get(key), mine.get(key)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -1,5 +1,6 @@
 """Every command, run as a user runs it: in a process of its own."""
 
+import csv
 import json
 import os
 import shlex
@@ -160,6 +161,36 @@ def test_predict_classifies_files_and_folders_and_names_broken_ones(workdir, tmp
 
 
 @pytest.mark.slow
+def test_predict_writes_a_table_that_agrees_with_single_images(workdir, tmp_path):
+    random = np.random.default_rng(0)
+    names = [f"{index}.png" for index in range(70)]
+    for name in names:
+        pixels = random.integers(0, 256, (12, 10), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+    (tmp_path / "0.png").write_text("not an image")
+    table = tmp_path / "in.csv"
+    table.write_text("".join(f"{name},x\n" for name in ("scan", *names)))
+    output = tmp_path / "out.csv"
+    flags = (f"--workdir={workdir}", f"--table={table}", f"--output={output}")
+    done = run("predict", *flags, "--path_column=scan")
+    assert done.returncode == 1, done.stderr
+    assert "70 images; 1 of them could not be classified" in done.stdout
+    with open(output, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["scan"] for row in rows] == names and rows[3]["x"] == "x"
+    assert list(rows[0])[2:4] == ["predicted", "probability_0"]
+    assert rows[0]["predicted"] == "" and "Unreadable image" in rows[0]["error"]
+    done = run("predict", f"--workdir={workdir}", "--format=json", tmp_path / "69.png")
+    (one,) = json.loads(done.stdout)
+    assert rows[69]["predicted"] == one["classes"][0]
+    probability = float(rows[69][f"probability_{one['classes'][0]}"])
+    assert probability == pytest.approx(one["probabilities"][0], abs=1e-4)
+    assert sum(float(rows[5][f"probability_{digit}"]) for digit in range(10)) == (
+        pytest.approx(1, abs=1e-4)
+    )
+
+
+@pytest.mark.slow
 def test_export_makes_the_next_version_and_its_card_is_printed(workdir, tmp_path):
     for version in ("1", "2"):
         models = tmp_path / "models"
@@ -189,6 +220,11 @@ def test_export_makes_the_next_version_and_its_card_is_printed(workdir, tmp_path
         (["--workdir=a", "--repeat=3", "x.png"], "give --server"),
         (["--server=http://localhost:1"], "No images"),
         (["--server=localhost", "x.png"], "http://host:8501"),
+        (["--workdir=a", "--table=x.csv"], "--table and --output together"),
+        (
+            ["--workdir=a", "--table=x.csv", "--output=y.csv", "x.png"],
+            "received also x.png",
+        ),
     ],
 )
 def test_predict_says_what_it_needs(flags, words):

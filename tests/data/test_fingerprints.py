@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from dpmix_tf.data import ArraySource, ExampleSource, ImageFolderSource
-from dpmix_tf.data.sources import TfdsSource
+from dpmix_tf.data.decoded import TfdsSource
 
 
 def pixels(count=250):

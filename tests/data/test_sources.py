@@ -12,7 +12,7 @@ from dpmix_tf.data import (
     ordered_batches,
     registry,
 )
-from dpmix_tf.data.sources import TfdsSource
+from dpmix_tf.data.decoded import TfdsSource
 from dpmix_tf.errors import DPMixError
 
 
