@@ -173,10 +173,11 @@ def _local() -> tuple[Classify, Sequence[str]]:
 
     from dpmix_tf.data.sources import DECODERS
     from dpmix_tf.serving.signatures import probabilities_of
+    from dpmix_tf.tasks import SINGLE_LABEL
     from dpmix_tf.training import restore_network
 
     network, metadata = restore_network(_WORKDIR.value, weights=_WEIGHTS.value)
-    names = metadata["class_names"]
+    names, task = metadata["class_names"], metadata.get("task", SINGLE_LABEL)
 
     def read(path: Path) -> np.ndarray | DPMixError:
         try:
@@ -190,7 +191,7 @@ def _local() -> tuple[Classify, Sequence[str]]:
         readable = [i for i, it in enumerate(answers) if isinstance(it, np.ndarray)]
         if readable:
             images = np.stack([answers[index] for index in readable])
-            found = probabilities_of(network, images).numpy()
+            found = probabilities_of(network, images, task).numpy()
             for index, scores in zip(readable, found, strict=True):
                 best = np.argsort(-scores)
                 answers[index] = Answer(
