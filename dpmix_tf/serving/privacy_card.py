@@ -61,7 +61,8 @@ def make_card(
     epsilon, origin = ledger.epsilon(plan.delta, plan.accountant), seed_origin(ledger)
     network, views = _without_paths(config["network"]), dict(config["views"])
     accuracy = "test_accuracy_ema" if weights == "ema" else "test_accuracy"
-    evaluated = final is not None and final["updates"] == metadata["updates"]
+    final = final or {"updates": None}
+    measured = final if final["updates"] == metadata["updates"] else {}
     return {
         "warning": SEED_WARNINGS[origin],
         "schema_version": SCHEMA_VERSION,
@@ -104,10 +105,8 @@ def make_card(
         "warm_start": metadata.get("warm_start"),
         "public_weights": config["network"]["name"] == "pretrained",
         "public_weights_sha256": config["network"].get("sha256"),
-        "test_accuracy": (final or {}).get(accuracy) if evaluated else None,
-        "test_figures": (final or {}).get("test_figures_ema")
-        if evaluated and weights == "ema"
-        else None,
+        "test_accuracy": measured.get(accuracy),
+        "test_figures": measured.get("test_figures_ema") if weights == "ema" else None,
         "not_covered": list(not_covered(plan)),
         "software": metadata["software"],
         "statement": state_guarantee(ledger, plan),

@@ -50,11 +50,7 @@ def draw_views(
     base, partners = make_views.base, make_views.base + make_views.synthetic
     numbered = [f"{i}: {_label(labels[i], class_names)}" for i in range(partners)]
     groups = [
-        (
-            "the example" if image.ndim == 3 else "the person's images",
-            np.reshape(as_float(image), [-1, *image.shape[-3:]]),
-            [class_names[one] for one in np.atleast_1d(label)],
-        ),
+        _originals(image, label, class_names),
         (f"{base} base views ({make_views.augment})", views[:base], numbered[:base]),
     ]
     if make_views.synthetic:
@@ -92,6 +88,13 @@ def draw_views(
             axis.set_title(caption, y=-0.07, va="top", fontsize=7)
     write_atomic(path, lambda file: figure.savefig(file, dpi=110, format="png"))
     pyplot.close(figure)
+
+
+def _originals(image, label, class_names: Sequence[str]):
+    """The example, or a person's images, with a title and labels."""
+    title = "the example" if image.ndim == 3 else "the person's images"
+    images = np.reshape(as_float(image), [-1, *image.shape[-3:]])
+    return title, images, [class_names[one] for one in np.atleast_1d(label)]
 
 
 def _label(label, class_names: Sequence[str]) -> str:
