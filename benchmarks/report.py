@@ -73,6 +73,13 @@ PAGES = (
         "Images per second. The first three rows compute the same numbers.",
     ),
     (
+        "people_update",
+        "An update of people",
+        ["people_update.py"],
+        "People of 8 images against single images with as many views, in memory; a "
+        "convolutional network, batches of about 128 records.",
+    ),
+    (
         "input",
         "Input",
         ["input.py"],

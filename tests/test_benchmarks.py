@@ -53,6 +53,28 @@ def test_heads_on_encoded_views_are_measured(tmp_path):
     assert found["encoder"].keys() == contestants
 
 
+def test_people_are_compared_with_single_images(tmp_path):
+    seconds = run("people_update.py", tmp_path / "p.json", "--batch=4", "--repeats=1")
+    assert seconds.keys() == {"images", "people"}
+
+
+def test_people_as_records_are_measured(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "people.py", "--updates=2"]
+    command += ["--epsilons=8", "--rates=1", "--seeds=1", f"--output={tmp_path}"]
+    done = subprocess.run(
+        [*command, f"--cache_dir={tmp_path / 'cache'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "digits.json").read_text())
+    assert [key.partition(" |")[0] for key in found] == [
+        "images", "group", "people", "people, mixed"
+    ]  # fmt: skip
+    assert (tmp_path / "digits.md").read_text().count("| a person |") == 3
+
+
 def test_features_are_made_beside_kymatios(tmp_path):
     seconds = run(
         "features.py",
