@@ -76,8 +76,8 @@ class Study:
         seeds, see experiments/secret.py.
 
     Raises:
-      DPMixError: there is nothing to run, the baseline is unknown, or the arms of
-        equal_compute make different numbers of views.
+      DPMixError: there is nothing to run, the baseline is unknown, images have several
+        labels, or the arms of equal_compute make different numbers of views.
     """
 
     def __init__(
@@ -113,6 +113,12 @@ class Study:
                     f"{what} must be among {', '.join(self.known)}; received: "
                     f"{', '.join(map(repr, named))}."
                 )
+        if config.base.data.label_columns:
+            raise DPMixError(
+                "Experiments compare accuracy, of one label per image; received: "
+                f"data.label_columns = {list(config.base.data.label_columns)}. Train "
+                "each arm with bin/train.py, and compare what bin/evaluate.py says."
+            )
         self.epsilons = tuple(float(epsilon) for epsilon in config.epsilons)
         self.seeds = tuple(range(1, config.seeds + 1))
         self.trials = self._combine_trials()

@@ -17,6 +17,7 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path
 from dpmix_tf.models import network_digest, split_frozen_front
 from dpmix_tf.synthetic import SyntheticPool
+from dpmix_tf.tasks import MULTI_LABEL
 from dpmix_tf.training.build import (
     Start,
     build_new_network,
@@ -50,10 +51,16 @@ def warm_start(
         or training diverges; or what `path` names is of another pool or network.
     """
     settings = config.warm_start
+    if settings.path is None and settings.epochs == 0:
+        return None
+    if dataset.task == MULTI_LABEL:
+        raise DPMixError(
+            "A pool's images have one class each, and these have several labels: a "
+            "warm start would teach another task. Set warm_start.epochs=0 and "
+            "warm_start.path=None."
+        )
     if settings.path is not None:
         return _pretrained(config, dataset)
-    if settings.epochs == 0:
-        return None
     pool = read_pool(config, dataset, f"warm_start.epochs = {settings.epochs}")
     maker = pool_views(config, pool)
     network = build_new_network(config, dataset, seed)

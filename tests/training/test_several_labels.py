@@ -6,12 +6,15 @@ import pytest
 import tensorflow as tf
 
 from dpmix_tf import views
-from dpmix_tf.data import ArraySource, PeopleSource, PoissonBatches
+from dpmix_tf.data import ArraySource, Dataset, PeopleSource, PoissonBatches
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.experiments import default_experiment
+from dpmix_tf.experiments.study import Study
 from dpmix_tf.tasks import MULTI_LABEL
-from dpmix_tf.training import DPMixModel, encoding
+from dpmix_tf.training import DPMixModel, default_config, encoding
 from dpmix_tf.training.encoding import encode_source, encode_views
 from dpmix_tf.training.losses import binary_cross_entropy
+from dpmix_tf.training.warm_start import warm_start
 from tests.conftest import plan_for, tiny_network
 from tests.training.test_encoding import network_of
 
@@ -165,3 +168,17 @@ def test_refused_before_anything_is_spent(several, source):
     with pytest.raises(DPMixError, match="2 class_names for 5 labels"):
         ArraySource(images, labels, ["a", "b"])
     assert model.updates == 0
+
+
+def test_what_knows_one_class_per_image_is_refused():
+    config = default_config()
+    config.warm_start.epochs = 1
+    images = np.zeros((4, 8, 8, 1), np.uint8)
+    part = ArraySource(images, np.eye(4)[:, :2])
+    dataset = Dataset(train=part, validation=None, test=part)
+    with pytest.raises(DPMixError, match="would teach another task"):
+        warm_start(config, dataset, seed=1)
+    config = default_config()
+    config.data.label_columns = ("edema",)
+    with pytest.raises(DPMixError, match="compare accuracy, of one label per image"):
+        Study(default_experiment(config, {"dp_sgd": {}}))
