@@ -29,6 +29,7 @@ PUBLIC_POOL = "public_pool"
 PUBLIC_WEIGHTS = "public_weights"
 WARM_START = "warm_start"
 PRIVATE_METRICS = "private_metrics"
+CLASS_WEIGHTS = "class_weights"
 CLASS_COUNTS = "class_counts"  # noised, see privacy.counts
 CONDITIONS = (
     CHOSEN_SEED,
@@ -38,6 +39,7 @@ CONDITIONS = (
     PUBLIC_WEIGHTS,
     WARM_START,
     PRIVATE_METRICS,
+    CLASS_WEIGHTS,
     CLASS_COUNTS,
 )
 

@@ -181,6 +181,9 @@ def _mechanism(plan: PrivacyPlan) -> str:
 
 
 _SENTENCES = {
+    conditions.CLASS_WEIGHTS: "Gradients are multiplied by weights of their classes, "
+    "which are taken as public: they must not have been chosen by counting the private "
+    "records, but with noise that the ledger covers.",
     conditions.CLASS_COUNTS: "Epsilon also covers how many records have each label, "
     "which was released with Gaussian noise.",
     conditions.PUBLIC_POOL: "The pool of synthetic images is taken as public: it must "

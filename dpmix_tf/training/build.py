@@ -232,6 +232,7 @@ def build_model(
         ema_decay=config.ema_decay,
         private_metrics=config.run.private_metrics,
         task=dataset.task,
+        class_weights=tuple(config.class_weights) or None,
         make_step=make_step,
     )
     if start is not None:

@@ -134,6 +134,9 @@ def default_config() -> ConfigDict:
     # Gain of a Kalman filter on the noisy gradients, such as 0.5; default: none.
     config.optimizer.kalman_gain = config_dict.placeholder(float)
     config.ema_decay = 0.9999
+    # One number in [0, 1] per class, public, such as (1.0, 0.2): what clipped gradients
+    # of its images are multiplied by; default: 1.
+    config.class_weights = ()
 
     config.run = ConfigDict()
     config.run.jit_compile = False  # XLA: slow on CPUs, not yet measured on GPUs

@@ -149,6 +149,7 @@ class DPMixModel(Saving):
             ledger.PUBLIC_POOL: self.views.synthetic > 0,
             ledger.PUBLIC_WEIGHTS: getattr(self.network, "public_weights", False),
             ledger.PRIVATE_METRICS: self.private_metrics,
+            ledger.CLASS_WEIGHTS: self.class_weights is not None,
         }.items():
             if holds:
                 self.account.note(condition)

@@ -1,5 +1,6 @@
 """Class weights shorten clipped gradients; none moves the sum by more than before."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,7 +10,7 @@ from dpmix_tf.data import PeopleSource
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy.mechanism import GaussianMechanism
 from dpmix_tf.tasks import MULTI_LABEL
-from dpmix_tf.training import DPMixModel
+from dpmix_tf.training import DPMixModel, Trainer, default_config
 from tests.conftest import plan_for, tiny_network
 from tests.training.test_encoding import network_of
 
@@ -50,6 +51,23 @@ def test_a_mixed_record_and_a_person_have_the_mean_weight_of_their_labels(source
     total = model.clipped_gradient_sum(images, labels, ids=ids)
     expected = np.mean([WEIGHTS[label] for label in labels[0]])
     assert length(total) == pytest.approx(expected * CLIP, rel=1e-3)
+
+
+def test_a_config_s_weights_are_used_and_told_of(tmp_path):
+    config = default_config()
+    config.network.update(name="convnet", widths=(8,), groups=4)
+    config.views.update(base=2, mixed=0, augment="none")
+    config.privacy.update(
+        epsilon=8.0, delta=1e-4, expected_batch_size=20, updates=1, accountant="rdp"
+    )
+    config.class_weights = tuple(WEIGHTS)
+    trainer = Trainer(config, tmp_path)
+    trainer.run()
+    assert trainer.model.class_weights == WEIGHTS
+    assert "weights of their classes, which are taken" in trainer.model.statement()
+    trainer.model.save(tmp_path / "weighted.keras")
+    again = keras.models.load_model(tmp_path / "weighted.keras")
+    assert again.class_weights == WEIGHTS
 
 
 def test_no_weight_lengthens_a_record_whatever_is_given():
