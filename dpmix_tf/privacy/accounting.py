@@ -276,21 +276,26 @@ def noise_multiplier_for(
     updates: int,
     delta: float,
     accountant: str = "pld",
+    besides: tuple[Part, ...] = (),
 ) -> float:
     """Returns the smallest noise multiplier that keeps epsilon at or below the target.
 
     The answer is within 0.01 % of the smallest and never below it: epsilon of the
-    returned value, by the same accountant, is at most `target_epsilon`.
+    returned value, by the same accountant, is at most `target_epsilon`, together with
+    what is spent `besides`.
+
+    Raises:
+      DPMixError: no noise is enough, see composed_epsilon too.
     """
+    if besides and composed_epsilon(besides, delta, accountant) >= target_epsilon:
+        raise DPMixError(
+            f"What is released besides training spends all of epsilon = "
+            f"{target_epsilon:g}. Give it more noise, or raise epsilon."
+        )
 
     def spent(noise: float) -> float:
-        return epsilon(
-            noise_multiplier=noise,
-            sampling_probability=sampling_probability,
-            updates=updates,
-            delta=delta,
-            accountant=accountant,
-        )
+        part = noise, sampling_probability, updates
+        return composed_epsilon((part, *besides), delta, accountant)
 
     # Of many updates with much noise the sum is nearly Gaussian: this is about right.
     guess = 4 * sampling_probability * math.sqrt(updates) / target_epsilon
@@ -300,9 +305,8 @@ def noise_multiplier_for(
 
     @functools.cache
     def coarse(noise: float) -> float:
-        part = noise, sampling_probability, updates
-        grid = _REFINEMENT * _coarse_grid([part])
-        return _pld_epsilon([part], delta, grid)
+        parts = [(noise, sampling_probability, updates), *besides]
+        return _pld_epsilon(parts, delta, _REFINEMENT * _coarse_grid(parts))
 
     # Coarse grids search, in a fraction of the time. How much they exaggerate changes
     # little with the noise, so that the fine ones have a few steps left to take.

@@ -148,9 +148,7 @@ class Ledger:
         """
         self.refuse_mixed_records()
         parts = tuple(
-            (float(plan.noise_multiplier), float(plan.sampling_probability), updates)
-            for plan, updates in self.by_plan().items()
-            if updates
+            plan.part(updates) for plan, updates in self.by_plan().items() if updates
         )
         return accounting.composed_epsilon(parts, float(delta), accountant, group_size)
 

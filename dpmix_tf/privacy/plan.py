@@ -122,6 +122,7 @@ class PrivacyPlan:
         clipping: str = "fixed",
         gamma: float = 0.01,
         record: str = EXAMPLE,
+        besides: "PrivacyPlan | None" = None,
     ) -> "PrivacyPlan":
         """Finds the least noise with which all updates cost at most `epsilon`.
 
@@ -137,10 +138,11 @@ class PrivacyPlan:
           clipping: "fixed" or "automatic".
           gamma: of automatic clipping.
           record: "example" or "person".
+          besides: of another release from the same records, which epsilon covers too.
 
         Returns:
-          A plan whose `epsilon()` is at most `epsilon`, with less than 0.1 % more noise
-          than needed.
+          A plan whose `epsilon()`, together with that of `besides`, is at most
+          `epsilon`, with less than 0.1 % more noise than needed.
         """
         _check_number("epsilon", epsilon, above=0.0)
         plan = cls(
@@ -162,6 +164,7 @@ class PrivacyPlan:
             updates=updates,
             delta=delta,
             accountant=accountant,
+            besides=() if besides is None else (besides.part(),),
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # delta was warned about just above
@@ -194,6 +197,11 @@ class PrivacyPlan:
             accountant=self.accountant,
             group_size=group_size,
         )
+
+    def part(self, updates: int | None = None) -> accounting.Part:
+        """Returns what the accountant needs to know of some updates; default: all."""
+        made = self.updates if updates is None else updates
+        return float(self.noise_multiplier), float(self.sampling_probability), made
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON-able arguments of `PrivacyPlan`."""

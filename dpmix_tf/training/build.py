@@ -1,6 +1,6 @@
 """Makes the plan, the pool and the model that a config describes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from dpmix_tf.models import build_network, constants_digest, weights_digest
 from dpmix_tf.privacy import PrivacyPlan, ledger, randomness
 from dpmix_tf.privacy.plan import EXAMPLE
 from dpmix_tf.synthetic import SyntheticPool
+from dpmix_tf.training.class_counts import plan_of_counts
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.encoding import can_encode, encode_views
 from dpmix_tf.training.optimizers import make_optimizer
@@ -49,6 +50,7 @@ def make_plan(
         is out of range.
     """
     settings = config.privacy.to_dict()
+    del settings["class_counts_noise"]
     epsilon = settings.pop("epsilon")
     noise_multiplier = settings.pop("noise_multiplier")
     if (epsilon is None) == (noise_multiplier is None):
@@ -61,7 +63,8 @@ def make_plan(
     settings["sensitivity"] = kind.sensitivity
     if epsilon is None:
         return PrivacyPlan(noise_multiplier=noise_multiplier, **settings)
-    return PrivacyPlan.for_epsilon(epsilon=epsilon, **settings)
+    counts = plan_of_counts(config, num_examples, record)
+    return PrivacyPlan.for_epsilon(epsilon=epsilon, besides=counts, **settings)
 
 
 def load_pool(config: ConfigDict, dataset: Dataset) -> SyntheticPool | None:
@@ -199,6 +202,7 @@ def build_model(
     make_step: Callable[..., PrivateStep] = PrivateStep,
     cache_dir: str | Path | None = None,
     start: Start | None = None,
+    class_weights: Sequence[float] | None = None,
 ) -> DPMixModel:
     """Builds and compiles the model that a config describes, with new weights.
 
@@ -211,6 +215,7 @@ def build_model(
       cache_dir: where fixed views (views.visits) of a network with a frozen front are
         kept encoded; by default they are made anew at every update.
       start: weights to begin with, see warm_start.
+      class_weights: see DPMixModel; by default the config's.
 
     Raises:
       DPMixError: the network, its views, its pool or its optimizer is refused.
@@ -232,7 +237,7 @@ def build_model(
         ema_decay=config.ema_decay,
         private_metrics=config.run.private_metrics,
         task=dataset.task,
-        class_weights=tuple(config.class_weights) or None,
+        class_weights=class_weights or tuple(config.class_weights) or None,
         make_step=make_step,
     )
     if start is not None:

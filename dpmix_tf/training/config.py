@@ -123,6 +123,9 @@ def default_config() -> ConfigDict:
         "fixed"  # or automatic: every gradient as long as clip_norm
     )
     config.privacy.gamma = 0.01  # of automatic clipping
+    # Weighs classes by their numbers of records, counted once with noise of this
+    # standard deviation, which epsilon covers; default: all alike.
+    config.privacy.class_counts_noise = config_dict.placeholder(float)
 
     # A Keras optimizer. The learning rate may be a schedule: {"name": "CosineDecay",
     # "initial_learning_rate": 4.0, "decay_steps": 100}, in updates.

@@ -26,6 +26,7 @@ from dpmix_tf.privacy import Ledger, randomness
 from dpmix_tf.privacy.plan import round_up
 from dpmix_tf.training import checkpoints, cluster
 from dpmix_tf.training.build import Start, build_model, make_plan, pin_weights
+from dpmix_tf.training.class_counts import count_classes, plan_of_counts
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.evaluation import Evaluator, Score, summary
 from dpmix_tf.training.optimizers import with_plain_schedule
@@ -119,6 +120,7 @@ class Trainer:
         start = None
         if self.is_chief and saved is None:  # the others take the chief's weights
             start = warm_start(config, self.dataset, seed, self._cache_dir())
+        counted = self._count_classes(saved)
         self._start = start.record if start else saved and saved[1].get("warm_start")
         with self.strategy.scope():
             self.model = self._build(start)
@@ -136,10 +138,22 @@ class Trainer:
         for variable in sum(self.model.state().values(), []):
             if cluster.num_workers(self.strategy) > 1:
                 variable.assign(cluster.from_chief(self.strategy, np.asarray(variable)))
+        self.model.account.absorb(counted)
         if self.model.updates:
             logging.info("Resuming after update %d.", self.model.updates)
         if self.workdir is not None:
             self.workdir.write_config()
+
+    def _count_classes(self, saved) -> Ledger:
+        """Finds the class weights, once in a run; returns what that has spent now."""
+        weights, spent = saved and saved[1].get("class_weights"), Ledger()
+        plan = plan_of_counts(self.config, self.plan.num_examples, self.plan.record)
+        if plan is not None and self.is_chief and saved is None:
+            found = count_classes(self.config, self.dataset.train, plan, self._seed)
+            weights, spent = found
+        told = cluster.text_from_chief(self.strategy, json.dumps(weights))
+        self._class_weights = json.loads(told)
+        return spent
 
     def _load_checkpoint(self):
         """The latest checkpoint, (arrays, metadata), if training may resume from it."""
@@ -169,8 +183,12 @@ class Trainer:
 
     def _build(self, start: Start | None) -> DPMixModel:
         run, cache_dir = self.config.run, self._cache_dir()
-        made_of = (self.config, self.dataset, self.plan, self._seed)
-        model = build_model(*made_of, cache_dir=cache_dir, start=start)
+        model = build_model(
+            *(self.config, self.dataset, self.plan, self._seed),
+            cache_dir=cache_dir,
+            start=start,
+            class_weights=self._class_weights,
+        )
         self._evaluator = Evaluator(
             model,
             batch_size=run.evaluation_batch_size,
@@ -347,6 +365,7 @@ class Trainer:
             "views_per_example": self.model.views.views_per_example,
             "pool_digest": pool.digest if pool else None,
             "warm_start": self._start,
+            "class_weights": self._class_weights,
             "data_fingerprint": self._fingerprint,
             "software": self._software,
         }
