@@ -51,34 +51,33 @@ def cut(
 
 
 def keep(
-    source: ExampleSource, count: int
+    source: ExampleSource, count: int | None
 ) -> tuple[ExampleSource, ExampleSource | None]:
     """A fixed choice of `count` of a source's examples, and the others.
 
-    Where the examples come from people, as many people are kept, each with all of his
-    or her examples, as have at most `count` together.
+    Where the examples come from people, `count` people with all of their examples.
+
+    Args:
+      source: the examples.
+      count: how many; None for all.
 
     Raises:
-      DPMixError: `count` is out of range, or the first person has more examples.
+      DPMixError: `count` is out of range.
     """
-    if not 1 <= count <= len(source):
-        raise DPMixError(
-            f"data.train_examples must be from 1 to {len(source)}; received: {count}."
-        )
     names, rows, what = _units(source)
-    if names is None:
-        return cut(source, 1 - count / len(source), "")
-    order = np.argsort(_places(names, "kept"), kind="stable")
-    total = np.cumsum(np.bincount(rows, minlength=len(names))[order])
-    units = order[: np.searchsorted(total, count, side="right")]
-    if not len(units):
+    most = len(source) if names is None else len(names)
+    if count is None:
+        return source, None
+    if not 1 <= count <= most:
         raise DPMixError(
-            f"data.train_examples = {count} is fewer than the {total[0]} images of the "
-            f"first of the {len(names)} {what}, who are not cut. Raise it."
+            f"data.train_examples must be from 1 to {most}, the number of {what}; "
+            f"received: {count}."
         )
-    kept = np.isin(rows, units)
-    others = np.where(~kept)[0]
-    first = source.subset(np.where(kept)[0])
+    if names is None:
+        return cut(source, 1 - count / most, "")
+    chosen = np.argsort(_places(names, "kept"), kind="stable")[:count]
+    kept = np.isin(rows, chosen)
+    first, others = source.subset(np.where(kept)[0]), np.where(~kept)[0]
     return first, source.subset(others) if len(others) else None
 
 

@@ -15,10 +15,10 @@ class PeopleSource(ExampleSource):
 
     A record is drawn, made into views and clipped as a whole, so that a plan made with
     record="person" and num_examples=len(people) protects a person with any number of
-    images. At each update `slots` of a person's images are read, at random, and none
-    twice before all have been; the base views are made of them in turn, and mixed views
-    blend any two of the person's views. Nothing here limits the guarantee: whatever is
-    drawn of one person has one gradient, which is clipped once.
+    images. At each update up to `slots` of a person's images are read, at random and
+    none twice before all have been; the base views are made of them in turn, and mixed
+    views blend any two of the person's views. What is made of one person depends on
+    nobody else, and has one gradient, which is clipped once.
 
     Example:
       people = dpmix_tf.PeopleSource(images, patients)
@@ -31,16 +31,18 @@ class PeopleSource(ExampleSource):
     Args:
       examples: all images of all people.
       people: whose each image is, a name or number per image.
-      max_images: images of a person that are read at an update, 1 or more. More than
-        the view maker has base views are of no use.
+      max_images: images of a person that are read at an update, 1 or more; public.
+        More than the view maker has base views are of no use.
 
     Attributes:
       examples: all images of all people, one by one.
       people: name of each person, by record, in the order of the names.
-      slots: images per record: max_images, or as many as anybody has.
+      slots: images per record, max_images: whoever has fewer fills them repeatedly.
+        Were it as many as anybody has, one person would change what others' views are.
 
     Raises:
-      DPMixError: there is not one non-empty name per image, or max_images is below 1.
+      DPMixError: there is not one non-empty name per image, max_images is below 1, or
+        `examples` are people already.
     """
 
     record = PERSON
@@ -54,32 +56,22 @@ class PeopleSource(ExampleSource):
         *,
         max_images: int = 16,
     ):
-        given: np.ndarray = np.asarray(people)
-        if given.shape != (len(examples),):
-            raise DPMixError(
-                f"people must name a person for each of {len(examples)} images; "
-                f"received: shape={given.shape}."
-            )
+        names = _names(people, len(examples))
+        if examples.record == PERSON:
+            raise DPMixError("The examples are people already. Give their images.")
         if max_images < 1:
             raise DPMixError(f"max_images must be 1 or more, received: {max_images}.")
-        # Numbers of other kinds would be equal in one form and differ in another.
-        given = given if given.dtype.kind in "iu" else given.astype(str)
-        nameless = int((given == "").sum()) if given.dtype.kind == "U" else 0
-        if nameless:
-            raise DPMixError(
-                f"{nameless} images have no person's name: all of them together would "
-                "count as one person. Name these people, or leave the images out."
-            )
-        names, owners, counts = np.unique(
-            given, return_inverse=True, return_counts=True
+        people, owners, counts = np.unique(
+            names, return_inverse=True, return_counts=True
         )
-        self._examples = examples
-        self._max_images = max_images
-        self.people = names.astype(str)
-        # The images of person p are _order[_starts[p] : _starts[p + 1]].
-        self._order = np.argsort(owners, kind="stable")
-        self._starts = np.concatenate([[0], np.cumsum(counts)])
-        self.slots = int(min(max_images, counts.max()))
+        order = np.argsort(owners, kind="stable")
+        self._set(examples, people, np.split(order, np.cumsum(counts)[:-1]), max_images)
+
+    def _set(self, examples, people, groups, slots) -> None:
+        """Takes the people's names and the indices, in `examples`, of their images."""
+        self._examples, self._groups = examples, groups
+        self.people = people.astype(str)
+        self.slots = slots
         self.class_names = examples.class_names
         self.image_shape = examples.image_shape
         self.image_dtype = examples.image_dtype
@@ -96,7 +88,7 @@ class PeopleSource(ExampleSource):
 
     def images_of(self, person: int) -> np.ndarray:
         """Indices, in `examples`, of the images of one record."""
-        return self._order[self._starts[person] : self._starts[person + 1]]
+        return self._groups[person]
 
     def read(self, indices):
         """Reads people's first images in order: [n,slots,H,W,C]; int32 [n,slots]."""
@@ -136,7 +128,8 @@ class PeopleSource(ExampleSource):
 
     def fingerprint(self) -> str:
         """SHA-256 of all images and labels, and of which belong together."""
-        known = (self.slots, self._order.tobytes(), self._starts.tobytes())
+        sizes = np.array([len(images) for images in self._groups])
+        known = (self.slots, sizes.tobytes(), np.concatenate(self._groups).tobytes())
         return digest(self._examples.fingerprint().encode(), *known).hex()
 
     def names(self) -> list[str]:
@@ -144,12 +137,36 @@ class PeopleSource(ExampleSource):
         return self.people.tolist()
 
     def subset(self, indices) -> "PeopleSource":
-        """Returns a source of some people, with all of their images."""
+        """Returns a source of the people at `indices`, each with all their images."""
         indices = np.asarray(indices, np.int64)
-        parts = [self.images_of(person) for person in indices]
-        names = np.repeat(self.people[indices], [len(part) for part in parts])
-        return PeopleSource(
-            self._examples.subset(np.concatenate(parts)),
-            names,
-            max_images=self._max_images,
+        groups = [self._groups[person] for person in indices]
+        ends = np.cumsum([len(images) for images in groups])
+        chosen = PeopleSource.__new__(PeopleSource)
+        chosen._set(
+            self._examples.subset(np.concatenate(groups)),
+            self.people[indices],
+            np.split(np.arange(ends[-1]), ends[:-1]),
+            self.slots,
         )
+        return chosen
+
+
+def _names(people: Sequence[Any] | np.ndarray, count: int) -> np.ndarray:
+    """Returns one name or number per image; refuses missing ones."""
+    given: np.ndarray = np.asarray(people)
+    if given.shape != (count,):
+        raise DPMixError(
+            f"people must name a person for each of {count} images; received: shape="
+            f"{given.shape}."
+        )
+    if given.dtype.kind in "iu":
+        return given
+    names = np.char.strip(given.astype(str))
+    # What None, NaN and blank cells are as text; all together would be one person.
+    nameless = int(np.isin(np.char.lower(names), ("", "nan", "none", "<na>")).sum())
+    if nameless:
+        raise DPMixError(
+            f"{nameless} images have no person's name: all of them together would "
+            "count as one person. Name these people, or leave the images out."
+        )
+    return names

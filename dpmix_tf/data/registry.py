@@ -104,8 +104,8 @@ def load_dataset(
       image_size: resize images to image_size x image_size; by default the data's own
         size, or 224 where it varies. "digits" is always 8x8.
       channels: 1 or 3, for image folders and tables; by default 3.
-      train_examples: keep this many, the same ones in every run; by default all. Of
-        people, as many as have at most this many examples.
+      train_examples: keep this many, the same ones in every run; by default all. Where
+        the examples are of people, this many people.
       validation_fraction: fraction of train that becomes validation, in [0, 1). If
         there is a `val/`, it is the validation set, unless the fraction is 0.
       download: let TFDS download and prepare what is missing.
@@ -161,7 +161,7 @@ def load_left_out(
     """
     settings = TableSettings(**table)
     whole = _open(name, data_dir, image_size, channels, download, settings)
-    _, left_out = keep(whole.train, train_examples or len(whole.train))
+    _, left_out = keep(whole.train, train_examples)
     if left_out is None:
         raise DPMixError(
             "All training examples are private: set data.train_examples to fewer than "

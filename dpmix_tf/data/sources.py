@@ -162,6 +162,7 @@ class _Subset(ExampleSource):
         self.image_shape = parent.image_shape
         self.image_dtype = parent.image_dtype
         self.task = parent.task
+        self.record, self.slots = parent.record, parent.slots
         self.people = None if parent.people is None else parent.people[indices]
 
     def __len__(self) -> int:
@@ -169,6 +170,9 @@ class _Subset(ExampleSource):
 
     def read(self, indices):
         return self._parent.read(self._indices[np.asarray(indices, np.int64)])
+
+    def draw(self, ids, key, turns):
+        return self._parent.draw(self._indices[np.asarray(ids, np.int64)], key, turns)
 
     def examine(self, indices=None):
         asked = slice(None) if indices is None else np.asarray(indices, np.int64)

@@ -171,7 +171,8 @@ def people_of(table: TextTable, column: str) -> np.ndarray:
       DPMixError: a cell is blank, or too long to be a name.
     """
     people = table.trimmed(column)
-    _refuse_blank(table, column, people, "a person's name")
+    missing = pc.is_in(pc.utf8_lower(people), pa.array(["nan", "none", "<na>"]))
+    _refuse_blank(table, column, pc.if_else(missing, "", people), "a person's name")
     longest = pc.max(pc.utf8_length(people)).as_py()
     if longest > _LONGEST_NAME:
         raise DPMixError(

@@ -30,7 +30,7 @@ from dpmix_tf.experiments.tables import (
 )
 from dpmix_tf.files import local_path
 from dpmix_tf.privacy.ledger import CHOSEN
-from dpmix_tf.privacy.statement import SEED_WARNINGS
+from dpmix_tf.privacy.statement import PLURAL, SEED_WARNINGS
 from dpmix_tf.training.build import load_pool
 from dpmix_tf.views import make_views
 from dpmix_tf.views.preview import draw_views
@@ -96,7 +96,8 @@ class _Report:
             f"{len(self.arms)} arms at epsilon {', '.join(map(exact, self.epsilons))} "
             f"(delta = {plan.delta:g}), seeds {numbers[0]} to {numbers[-1]}, the "
             "same in every arm. "
-            f"{config['data']['name']}, {plan.num_examples} training examples; "
+            f"{config['data']['name']}, {plan.num_examples} training "
+            f"{PLURAL[plan.record]}; "
             f"network {in_words(config['network'])}; {plan.updates} updates, "
             f"expected batch size {plan.expected_batch_size}, {self._how_clipped()}. "
             "Test accuracy is measured after the last "

@@ -133,7 +133,12 @@ class Account:
             return tf.identity(update)
 
     def absorb(self, history: Ledger) -> None:
-        """Adds what a file says its weights were trained under."""
+        """Adds what a file says its weights were trained under.
+
+        Raises:
+          DPMixError: that protected another kind of record.
+        """
+        self.ledger.joined(history).refuse_mixed_records(self.plan)
         record_history(self._variables, history)
         self.recount()
 

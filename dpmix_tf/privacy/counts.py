@@ -2,11 +2,11 @@
 
 How many examples have each label is private, unlike the number of examples and the
 labels' names. Whoever needs the counts, for instance to weigh rare labels, takes them
-from here and enters `counts_plan` in the ledger:
+from here, and the ledger charges them:
 
-    counts = noised_counts(clipped_counts(one_hot), noise_multiplier=20.0, seed=seed)
     plan = counts_plan(len(one_hot), noise_multiplier=20.0, delta=1e-5)
-    model.account.absorb(counts_ledger(plan))
+    counts, spent = noised_counts(one_hot, plan)
+    model.account.absorb(spent)
 """
 
 import secrets
@@ -16,7 +16,15 @@ import numpy as np
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import randomness
-from dpmix_tf.privacy.ledger import CLASS_COUNTS, Entry, Ledger
+from dpmix_tf.privacy.ledger import (
+    CHOSEN,
+    CHOSEN_SEED,
+    CLASS_COUNTS,
+    SHARED,
+    SHARED_SEED,
+    Entry,
+    Ledger,
+)
 from dpmix_tf.privacy.plan import EXAMPLE, PrivacyPlan
 
 # Clipped records are multiples of this, so that up to 2^29 of them add up in float64
@@ -54,48 +62,48 @@ def clipped_counts(per_record: Any) -> np.ndarray:
 
 
 def noised_counts(
-    counts: Any, *, noise_multiplier: float, seed: int, sensitivity: float = 1.0
-) -> np.ndarray:
-    """Returns counts with Gaussian noise, from the secret seed's stream "counts".
+    per_record: Any, plan: PrivacyPlan, seed: int | None = None
+) -> tuple[np.ndarray, Ledger]:
+    """Counts records' labels, with Gaussian noise; says what that has spent.
 
-    The same seed draws the same noise, so that a resumed run repeats its release. For
-    the same reason it may serve one release only: the difference of two, of different
-    data, would have no noise in it.
+    The noise is the secret seed's stream "counts": the same seed draws the same noise,
+    so that a run repeats its release. For the same reason a seed may serve one release
+    only: the difference of two, of different data, would have no noise in it.
 
-    Formal guarantee: that of the Gaussian mechanism, as in the plan that `counts_plan`
-    returns, if adding or removing one record changes `counts` by an L2 norm of at most
-    `sensitivity`, and if the seed stays secret.
+    Formal guarantee: that of `plan`, if the seed stays secret.
 
     Args:
-      counts: [k], finite; see clipped_counts.
-      noise_multiplier: standard deviation of the noise over `sensitivity`, 0 or more.
-      seed: the run's, an int in [0, 2**128).
-      sensitivity: above 0; 1 for one label per record, or for clipped counts.
+      per_record: see clipped_counts.
+      plan: from counts_plan; its noise_multiplier is the noise's standard deviation.
+      seed: an int in [0, 2**128); by default 128 bits from the operating system.
 
     Returns:
-      float64 [k]; may be negative.
+      float64 [k], some of which may be negative; the ledger of this release, to be
+      absorbed by a model's account or joined with another ledger.
 
     Raises:
-      DPMixError: an argument is not as described.
+      DPMixError: there are not as many records as the plan is for, or an argument is
+        not as described.
     """
-    counts = np.asarray(counts, np.float64)
-    if counts.ndim != 1 or not np.all(np.isfinite(counts)):
+    counts = clipped_counts(per_record)
+    if len(per_record) != plan.num_examples:
         raise DPMixError(
-            "counts must be finite numbers, one per label, received "
-            f"{counts.dtype} of shape {counts.shape}. Use clipped_counts."
+            f"The plan is for num_examples={plan.num_examples}, and per_record has "
+            f"{len(per_record)} rows. Make the plan with counts_plan(len(per_record), "
+            "...)."
         )
-    if not 0 <= noise_multiplier < np.inf:
-        raise DPMixError(
-            f"noise_multiplier must be finite, 0 or more, received: {noise_multiplier}."
-        )
-    if not 0 < sensitivity < np.inf:
-        raise DPMixError(
-            f"sensitivity must be finite and above 0, received: {sensitivity}."
-        )
+    seed = randomness.as_seed(seed)
     words = [int(word) & (2**64 - 1) for word in randomness.derive(seed, "counts")]
     generator = np.random.default_rng(np.random.SeedSequence(words))
-    noise = generator.normal(size=counts.shape)
-    return counts + noise_multiplier * sensitivity * noise
+    noise = plan.noise_multiplier * generator.normal(size=counts.shape)
+    origin = {CHOSEN: CHOSEN_SEED, SHARED: SHARED_SEED}.get(seed.origin)
+    entry = Entry(
+        run=f"class counts {secrets.token_hex(8)}",  # never taken for another release
+        plan=plan,
+        updates=1,
+        conditions=frozenset({CLASS_COUNTS, *([origin] if origin else [])}),
+    )
+    return counts + noise, Ledger((entry,))
 
 
 def counts_plan(
@@ -130,18 +138,3 @@ def counts_plan(
         accountant=accountant,
         record=record,
     )
-
-
-def counts_ledger(plan: PrivacyPlan) -> Ledger:
-    """Returns the ledger of one release of counts, which is never taken for another's.
-
-    Args:
-      plan: from counts_plan.
-    """
-    entry = Entry(
-        run=f"class counts {secrets.token_hex(8)}",
-        plan=plan,
-        updates=1,
-        conditions=frozenset({CLASS_COUNTS}),
-    )
-    return Ledger((entry,))

@@ -46,7 +46,9 @@ class Mixture:
         self, noise_multiplier: float, sampling_probability: float, group_size: int
     ):
         counts = stats.binom(group_size, sampling_probability)
-        most = min(group_size, int(counts.isf(math.exp(_LOG_TAIL))) + 1)
+        # scipy's isf cannot see tails as small as this.
+        rare = counts.sf(np.arange(group_size + 1)) <= math.exp(_LOG_TAIL)
+        most = int(np.argmax(rare))
         self.missing = float(counts.sf(most))
         self._shifts = np.arange(most + 1)
         self._log_weights = counts.logpmf(self._shifts)

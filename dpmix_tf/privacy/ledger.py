@@ -152,6 +152,11 @@ class Ledger:
         )
         return accounting.composed_epsilon(parts, float(delta), accountant, group_size)
 
+    def without_counts(self) -> "Ledger":
+        """Returns the entries of trainings, without releases of class counts."""
+        rest = (e for e in self.entries if CLASS_COUNTS not in e.conditions)
+        return Ledger(tuple(rest))
+
     def refuse_mixed_records(self, plan: PrivacyPlan | None = None) -> None:
         """Raises DPMixError if updates, and a plan's to come, protect unlike things.
 

@@ -12,7 +12,7 @@ _ADJACENCY = {
     EXAMPLE: "adding or removing one example (one image with its label)",
     PERSON: "adding or removing one person with all their images and labels",
 }
-_PLURAL = {EXAMPLE: "examples", PERSON: "people"}
+PLURAL = {EXAMPLE: "examples", PERSON: "people"}
 _MORE_THAN_ONE = {
     EXAMPLE: "people who appear in more than one example",
     PERSON: "people who appear under more than one name, or in other people's images",
@@ -46,7 +46,7 @@ def not_covered(plan: PrivacyPlan, group_size: int = 1) -> tuple[str, ...]:
     return (
         "hyperparameters chosen by looking at the same data",
         "numbers computed without noise, such as training loss or validation accuracy",
-        f"the number of {_PLURAL[plan.record]} and the number and names of classes, "
+        f"the number of {PLURAL[plan.record]} and the number and names of classes, "
         "which are taken as public",
         "other releases made from the same data",
         several,
@@ -70,7 +70,8 @@ def state_guarantee(ledger: Ledger, plan: PrivacyPlan, group_size: int = 1) -> s
     """
     accounting.check_group_size(group_size)
     epsilon = ledger.epsilon(plan.delta, plan.accountant)
-    spent = {plan: updates for plan, updates in ledger.by_plan().items() if updates}
+    trained = ledger.without_counts()
+    spent = {plan: updates for plan, updates in trained.by_plan().items() if updates}
     if any(one.noise_multiplier == 0 for one in spent or {plan: 0}):
         return (
             "This training run is NOT differentially private: it adds no noise "
@@ -133,9 +134,6 @@ def _for_groups(ledger: Ledger, plan: PrivacyPlan, group_size: int) -> str:
 
 def _assumptions(spent: dict[PrivacyPlan, int], ledger: Ledger) -> str:
     noted = ledger.conditions
-    counts = {e.plan for e in ledger.entries if conditions.CLASS_COUNTS in e.conditions}
-    if counts:
-        spent = {plan: updates for plan, updates in spent.items() if plan not in counts}
     if len(spent) == 1:
         (plan,) = spent
         parts = f"It assumes: {_mechanism(plan)}"
@@ -156,6 +154,13 @@ def _assumptions(spent: dict[PrivacyPlan, int], ledger: Ledger) -> str:
         else "The batches were drawn by dpmix_tf's own Poisson sampler."
     )
     sentences += [text for name, text in _SENTENCES.items() if name in noted]
+    sentences += [
+        f"Epsilon also covers a release of how many {PLURAL[entry.plan.record]} have "
+        "each label, with Gaussian noise of standard deviation "
+        f"{entry.plan.noise_multiplier:g}."
+        for entry in ledger.entries
+        if conditions.CLASS_COUNTS in entry.conditions
+    ]
     return " ".join(sentences)
 
 
@@ -171,7 +176,7 @@ def _mechanism(plan: PrivacyPlan) -> str:
         f"example moves the sum by up to {plan.sensitivity:g} times that"
     )
     return (
-        f"each of {plan.num_examples:,} {_PLURAL[plan.record]} joined each update's "
+        f"each of {plan.num_examples:,} {PLURAL[plan.record]} joined each update's "
         "batch "
         f"independently with probability {plan.sampling_probability:.6g}; {clipped}; "
         "Gaussian noise of standard deviation "
@@ -184,8 +189,6 @@ _SENTENCES = {
     conditions.CLASS_WEIGHTS: "Gradients are multiplied by weights of their classes, "
     "which are taken as public: they must not have been chosen by counting the private "
     "records, but with noise that the ledger covers.",
-    conditions.CLASS_COUNTS: "Epsilon also covers how many records have each label, "
-    "which was released with Gaussian noise.",
     conditions.PUBLIC_POOL: "The pool of synthetic images is taken as public: it must "
     "not have been made from, or chosen by looking at, the private examples.",
     conditions.PUBLIC_WEIGHTS: "The pretrained weights that training started from are "
@@ -201,7 +204,7 @@ _SENTENCES = {
 
 def _cost_of_choosing(ledger: Ledger, plan: PrivacyPlan) -> str | None:
     """The cost of publishing these weights because they beat other updates' weights."""
-    made = ledger.updates(plan)
+    made = ledger.without_counts().updates(plan)
     if not 0 < made < plan.updates:
         return None
     whole = _when_finished(ledger, plan)
@@ -215,7 +218,8 @@ def _cost_of_choosing(ledger: Ledger, plan: PrivacyPlan) -> str | None:
 
 def history_warning(ledger: Ledger, plan: PrivacyPlan) -> str | None:
     """The warning before `plan` starts on a network that other plans have trained."""
-    if not any(updates for known, updates in ledger.by_plan().items() if known != plan):
+    before = ledger.without_counts().by_plan()
+    if not any(updates for known, updates in before.items() if known != plan):
         return None
     spent = ledger.epsilon(plan.delta, plan.accountant)
     total = _when_finished(ledger, plan)
@@ -228,6 +232,6 @@ def history_warning(ledger: Ledger, plan: PrivacyPlan) -> str | None:
 
 def _when_finished(ledger: Ledger, plan: PrivacyPlan) -> float:
     """Epsilon once all the plan's updates are made."""
-    left = max(0, plan.updates - ledger.updates(plan))
+    left = max(0, plan.updates - ledger.without_counts().updates(plan))
     rest = Ledger((Entry(run="the rest", plan=plan, updates=left),))
     return ledger.joined(rest).epsilon(plan.delta, plan.accountant)

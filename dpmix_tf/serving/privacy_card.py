@@ -12,7 +12,7 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path, write_text_atomic
 from dpmix_tf.models.encoders import ENCODERS
 from dpmix_tf.privacy import Ledger, PrivacyPlan
-from dpmix_tf.privacy.ledger import CHOSEN, SHARED, SYSTEM
+from dpmix_tf.privacy.ledger import CHOSEN, CLASS_COUNTS, SHARED, SYSTEM
 from dpmix_tf.privacy.plan import PERSON, finite_or_none, round_up
 from dpmix_tf.privacy.statement import (
     SEED_WARNINGS,
@@ -106,7 +106,9 @@ def make_card(
         "public_weights": config["network"]["name"] == "pretrained",
         "public_weights_sha256": config["network"].get("sha256"),
         "test_accuracy": measured.get(accuracy),
-        "test_figures": measured.get("test_figures_ema") if weights == "ema" else None,
+        "test_figures": _without_counts(measured.get("test_figures_ema"))
+        if weights == "ema"
+        else None,
         "not_covered": list(not_covered(plan)),
         "software": metadata["software"],
         "statement": state_guarantee(ledger, plan),
@@ -239,6 +241,18 @@ def to_markdown(card: dict[str, Any]) -> str:
     return "\n".join([*lines, "", "## What is guaranteed", "", statement]) + "\n"
 
 
+def _without_counts(figures: Any) -> Any:
+    """Leaves out numbers of test examples of a class, which may be single people."""
+    private = ("examples", "positives", "negatives", "prevalence")
+    if not isinstance(figures, dict):
+        return figures
+    return {
+        name: _without_counts(value)
+        for name, value in figures.items()
+        if name not in private
+    }
+
+
 def _measured(card: dict[str, Any]) -> dict[str, str]:
     """Rows on what was measured on test examples, without noise."""
     accuracy, figures = card["test_accuracy"], card.get("test_figures") or {}
@@ -273,7 +287,8 @@ def _trained_before(card: dict[str, Any]) -> str:
         f"{entry['updates']:,} updates at noise multiplier "
         f"{entry['plan']['noise_multiplier']:.6g}"
         for entry in privacy.get("ledger", [])
-        if any(
+        if CLASS_COUNTS not in entry["conditions"]
+        and any(
             privacy.get(key, value) != value
             for key, value in entry["plan"].items()
             if key != "updates"

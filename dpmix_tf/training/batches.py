@@ -8,6 +8,7 @@ import tensorflow as tf
 from dpmix_tf.data import Batch, ExampleSource, PoissonBatches
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import ledger, randomness
+from dpmix_tf.privacy.plan import EXAMPLE, PERSON
 from dpmix_tf.training import cluster
 from dpmix_tf.training.checks import check_source
 from dpmix_tf.training.private_step import PrivateStep
@@ -38,12 +39,18 @@ def choose_batches(
     if isinstance(x, PoissonBatches):
         return _own_part(x, step, strategy), left
     if assume_poisson and isinstance(x, tf.data.Dataset):
+        if step.views.encoded:
+            raise DPMixError(
+                "Encoded views are found by an example's number in its source, which "
+                "batches of your own do not have. Give fit the source, or train on "
+                "views that are not encoded."
+            )
         if strategy.num_replicas_in_sync > 1:
             raise DPMixError(
                 "Only a source or PoissonBatches can be split among several "
                 f"replicas; received: {type(x).__name__}."
             )
-        data = _as_promised(x)
+        data = _as_promised(x, step.plan.record)
         step.account.note(ledger.UNCHECKED_SAMPLING)
         available = int(data.cardinality())
         if available >= 0:
@@ -84,7 +91,7 @@ def _own_part(
     )
 
 
-def _as_promised(data: tf.data.Dataset) -> tf.data.Dataset:
+def _as_promised(data: tf.data.Dataset, record: str) -> tf.data.Dataset:
     """The user's own batches, which the user vouches for, as elements of `Batch`."""
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data.element_spec)
     if labels is None:
@@ -94,6 +101,13 @@ def _as_promised(data: tf.data.Dataset) -> tf.data.Dataset:
         )
     if weights is not None:
         raise DPMixError("Batches take no sample weights: every example counts once.")
+    axes = {EXAMPLE: 4, PERSON: 5}[record]
+    if images.shape.rank != axes:
+        shape = {EXAMPLE: "[n,H,W,C]", PERSON: "[n,slots,H,W,C]"}[record]
+        raise DPMixError(
+            f"The plan protects one {record}, whose images in a batch have shape "
+            f"{shape}; the dataset's have shape {images.shape}."
+        )
 
     def number(images, labels):
         ids = tf.range(tf.shape(images, tf.int64)[0])

@@ -14,6 +14,7 @@ from dpmix_tf.models import build_network, constants_digest, weights_digest
 from dpmix_tf.privacy import PrivacyPlan, ledger, randomness
 from dpmix_tf.privacy.plan import EXAMPLE
 from dpmix_tf.synthetic import SyntheticPool
+from dpmix_tf.tasks import SINGLE_LABEL
 from dpmix_tf.training.class_counts import plan_of_counts
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.encoding import can_encode, encode_views
@@ -246,7 +247,7 @@ def build_model(
         model.account.note(ledger.PUBLIC_POOL)
     model.compile(
         optimizer=make_optimizer(config),
-        metrics=["accuracy"],
+        metrics=["accuracy"] if dataset.task == SINGLE_LABEL else None,
         jit_compile=config.run.jit_compile,
     )
     return model

@@ -157,7 +157,10 @@ def check_source(
             f"The network takes images of shape {image_shape}; the source's are "
             f"{source.image_shape}."
         )
-    if len(source.class_names) > classes:
+    several = task == MULTI_LABEL
+    if len(source.class_names) > classes or (
+        several and len(source.class_names) < classes
+    ):
         raise DPMixError(
             f"The network has {classes} outputs; the source has "
             f"{len(source.class_names)} classes."

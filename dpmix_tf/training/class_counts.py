@@ -8,12 +8,7 @@ from ml_collections import ConfigDict
 from dpmix_tf.data import ExampleSource, PeopleSource
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import Ledger, PrivacyPlan
-from dpmix_tf.privacy.counts import (
-    clipped_counts,
-    counts_ledger,
-    counts_plan,
-    noised_counts,
-)
+from dpmix_tf.privacy.counts import counts_plan, noised_counts
 from dpmix_tf.tasks import MULTI_LABEL
 
 
@@ -84,9 +79,6 @@ def count_classes(
     per_record = np.stack(
         [np.bincount(labels[images], minlength=classes) for images in owned]
     )
-    noise = plan.noise_multiplier
-    counts = noised_counts(
-        clipped_counts(per_record), noise_multiplier=noise, seed=seed
-    )
-    counts = np.maximum(counts, 2 * noise)
-    return Counted((counts.min() / counts).tolist(), counts_ledger(plan))
+    counts, spent = noised_counts(per_record, plan, seed)
+    counts = np.maximum(counts, 2 * plan.noise_multiplier)
+    return Counted((counts.min() / counts).tolist(), spent)

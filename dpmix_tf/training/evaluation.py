@@ -93,7 +93,7 @@ class Evaluator:
         if id(source) not in self._sources:
             encoded = encode_source(
                 self._model.network,
-                source,
+                source.examples,
                 cache_dir=self._cache_dir,
                 dtype=self._cache_dtype,
                 before_block=before_block,
@@ -113,10 +113,11 @@ def measure(
 
     Args:
       predict: see make_predict.
-      source: the examples, read once, in order.
+      source: the examples, or people, whose images are; read once, in order.
       batch_size: examples at a time.
       before_batch: called before each batch; may raise to stop.
     """
+    source = source.examples
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     for images, labels in ordered_batches(source, batch_size):
         before_batch()
@@ -142,7 +143,8 @@ def summary(score: Score, names: Sequence[str], people: Any = None) -> dict[str,
     Args:
       score: of a source.
       names: its class names.
-      people: [n], whose image each is, if known: intervals then treat them as one.
+      people: [n], whose image each is, if known: the interval of several labels' mean
+        then allows for it. All other intervals take images as independent.
     """
     if score.metric == "accuracy":
         return summary_single_label(score.logits, score.labels, names)

@@ -103,6 +103,8 @@ def _bootstrap(
     """
     owner = np.arange(len(logits)) if people is None else _owners(people, len(logits))
     random, count = np.random.default_rng(seed), int(owner.max()) + 1
+    if count == 1:  # nothing to estimate a spread from
+        return 0.0, 1.0
     prepared = []
     for scores, known in zip(logits.T, labels.T, strict=True):
         rows = np.flatnonzero(~np.isnan(known))

@@ -1,5 +1,6 @@
 """How well scores tell who has a label, with intervals at 95 %."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,8 +70,10 @@ def _delong_interval(
         return 0.0, 1.0
     variance = above.var(ddof=1) / above.size + below.var(ddof=1) / below.size
     if value in (0, 1) or variance == 0:
-        interval = wilson(value * pairs, pairs)
-        return interval["low"], interval["high"]
+        low, high = (
+            wilson(whole(value * pairs), pairs) for whole in (math.floor, math.ceil)
+        )
+        return low["low"], high["high"]
     spread = _NORMAL * np.sqrt(variance) / (value * (1 - value))
     middle = special.logit(value)
     return float(special.expit(middle - spread)), float(special.expit(middle + spread))

@@ -54,6 +54,7 @@ class ViewMaker:
       visits: R, 1 or more: an example has R fixed sets of K views, and each update uses
         one of them, chosen at random. By default its views are new at every update. A
         frozen encoder's features of fixed views can be made once, see EncodedViews.
+        Fixed views are drawn by a record's number: see docs/guarantee.md.
       seed: of fixed views; public, 0 or more.
     """
 

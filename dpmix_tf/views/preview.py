@@ -32,7 +32,8 @@ def draw_views(
     Args:
       make_views: makes the views.
       image: [H,W,C], uint8 or float; of a person [slots,H,W,C].
-      label: index into class_names; of a person [slots].
+      label: index into class_names, of a person [slots]; or several labels, float
+        [classes] or [slots,classes].
       class_names: one name per class.
       seed: the seed of the views.
       path: PNG file to write.
@@ -44,13 +45,17 @@ def draw_views(
         raise DPMixError("Naive mixup has no views of one example to be drawn.")
     pyplot = plotting.pyplot()
     key = randomness.derive(seed, "views")
-    one_hot = np.eye(len(class_names), dtype=np.float32)[label]
+    several = np.asarray(label).dtype.kind == "f"
+    if several:  # what is not known is drawn as absent
+        one_hot = np.nan_to_num(np.asarray(label, np.float32))
+    else:
+        one_hot = np.eye(len(class_names), dtype=np.float32)[label]
     everything = dataclasses.replace(make_views, only_mixed=False)
     views, labels = everything.one_example(image, one_hot, key)
     base, partners = make_views.base, make_views.base + make_views.synthetic
     numbered = [f"{i}: {_label(labels[i], class_names)}" for i in range(partners)]
     groups = [
-        _originals(image, label, class_names),
+        _originals(image, one_hot, class_names),
         (f"{base} base views ({make_views.augment})", views[:base], numbered[:base]),
     ]
     if make_views.synthetic:
@@ -90,11 +95,12 @@ def draw_views(
     pyplot.close(figure)
 
 
-def _originals(image, label, class_names: Sequence[str]):
+def _originals(image, one_hot, class_names: Sequence[str]):
     """The example, or a person's images, with a title and labels."""
     title = "the example" if image.ndim == 3 else "the person's images"
     images = np.reshape(as_float(image), [-1, *image.shape[-3:]])
-    return title, images, [class_names[one] for one in np.atleast_1d(label)]
+    labels = np.reshape(one_hot, [-1, len(class_names)])
+    return title, images, [_label(each, class_names) for each in labels]
 
 
 def _label(label, class_names: Sequence[str]) -> str:

@@ -38,8 +38,12 @@ def test_a_record_is_one_persons_images_none_twice_before_all():
     assert len(set(many)) == 8 and many.min() >= 4
 
 
-def test_nobody_has_more_slots_than_the_largest_person():
-    assert numbered([1, 3], max_images=8).slots == 3
+def test_what_is_drawn_does_not_depend_on_how_many_images_another_person_has():
+    few, many = numbered([2, 2, 3], max_images=8), numbered([2, 2, 30], max_images=8)
+    assert few.slots == many.slots == 8
+    np.testing.assert_array_equal(
+        drawn(few, [0, 1], [5, 5]), drawn(many, [0, 1], [5, 5])
+    )
 
 
 def test_every_image_is_read_sooner_or_later():
@@ -64,14 +68,15 @@ def test_what_is_drawn_of_one_person_depends_on_nobody_else():
 @given(st.lists(st.integers(1, 6), min_size=3, max_size=12), st.data())
 def test_subsets_keep_people_whole(counts, data):
     people = numbered(counts)
-    kept = data.draw(
-        st.lists(st.sampled_from(range(len(counts))), unique=True, min_size=1)
-    )
-    subset = people.subset(sorted(kept))
-    assert subset.names() == [people.names()[one] for one in sorted(kept)]
+    which = st.lists(st.sampled_from(range(len(counts))), unique=True, min_size=1)
+    kept = data.draw(which)
+    subset = people.subset(kept)
+    assert subset.names() == [people.names()[one] for one in kept]
     assert len(subset.examples) == sum(counts[one] for one in kept)
-    owned = [len(subset.images_of(place)) for place in range(len(subset))]
-    assert owned == [counts[one] for one in sorted(kept)]
+    for place, one in enumerate(kept):
+        ours = subset.examples.read(subset.images_of(place))[0]
+        theirs = people.examples.read(people.images_of(one))[0]
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_fingerprint_tells_who_owns_what():
@@ -110,6 +115,8 @@ def test_batches_are_of_people_and_their_images_change_with_the_update(source):
     [
         (["a", "b"], {}, "for each of 3 images; received: shape=(2,)"),
         (["a", "", "b"], {}, "1 images have no person's name"),
+        (["a", None, "b"], {}, "1 images have no person's name"),
+        ([1.0, float("nan"), 2.0], {}, "1 images have no person's name"),
         (["a", "b", "c"], {"max_images": 0}, "max_images must be 1 or more"),
     ],
 )
@@ -126,3 +133,9 @@ def test_plan_and_source_must_mean_the_same_record(source):
         PoissonBatches(people, plan_for(100))
     with pytest.raises(DPMixError, match="protects one person and each record"):
         PoissonBatches(source, plan_for(200, record="person"))
+
+
+def test_people_are_not_grouped_again(source):
+    people = PeopleSource(source, np.arange(200) // 2)
+    with pytest.raises(DPMixError, match="are people already"):
+        PeopleSource(people, np.arange(100))

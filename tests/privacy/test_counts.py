@@ -12,13 +12,9 @@ from hypothesis.extra import numpy as hnp
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import Ledger, PrivacyPlan, randomness
-from dpmix_tf.privacy.counts import (
-    clipped_counts,
-    counts_ledger,
-    counts_plan,
-    noised_counts,
-)
+from dpmix_tf.privacy.counts import clipped_counts, counts_plan, noised_counts
 from dpmix_tf.privacy.ledger import Entry
+from dpmix_tf.privacy.statement import history_warning
 from dpmix_tf.training import DPMixModel
 from dpmix_tf.views import ViewMaker
 from tests.conftest import plan_for, tiny_network
@@ -66,12 +62,18 @@ def test_a_records_counts_keep_their_direction():
     np.testing.assert_allclose(clipped_counts([[3e300, 4e300]]), [0.6, 0.8], atol=1e-6)
 
 
+def release(noise, seed, counts=(0,) * 6):
+    """Noised counts of a hundred records, so many of each label."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    one_hot = np.zeros((100, len(counts)))
+    one_hot[np.arange(len(labels)), labels] = 1
+    return noised_counts(one_hot, counts_plan(100, noise, 1e-5), seed)[0]
+
+
 def test_the_noise_is_normal_with_the_planned_deviation():
     counts, noise = np.array([5, 0, 90]), []
     for seed in range(4_000):
-        released = noised_counts(
-            counts, noise_multiplier=2.0, sensitivity=1.5, seed=seed
-        )
+        released = release(3.0, seed, counts)
         assert released.dtype == np.float64 and released.shape == (3,)
         noise.append(released - counts)
     noise = np.array(noise) / 3.0
@@ -82,22 +84,36 @@ def test_the_noise_is_normal_with_the_planned_deviation():
 
 
 def test_a_seed_repeats_its_release_and_shares_it_with_no_other():
-    def release(seed):
-        return noised_counts(np.zeros(6), noise_multiplier=1.0, seed=seed)
-
-    assert np.array_equal(release(7), release(7))
-    assert not np.any(release(7) == release(8))
-    assert not np.any(release(7) == release(7 + 2**64))  # all of its bits count
+    assert np.array_equal(release(1.0, 7), release(1.0, 7))
+    assert not np.any(release(1.0, 7) == release(1.0, 8))
+    assert not np.any(release(1.0, 7) == release(1.0, 7 + 2**64))  # all bits count
+    assert not np.any(release(1.0, None) == release(1.0, None))
 
 
 def test_the_noise_is_not_that_of_training():
-    released = noised_counts(np.zeros(6), noise_multiplier=1.0, seed=7)
+    released = release(1.0, 7)
     for purpose in ("noise", "sampling", "views", "initial weights", "warm start"):
         stream = randomness.derive(7, purpose)
         words = [int(word) & (2**64 - 1) for word in stream]
         same = np.random.default_rng(np.random.SeedSequence(words)).normal(size=6)
         assert np.abs(released - same).min() > 1e-9
         assert np.abs(released - tf.random.stateless_normal([6], stream)).min() > 1e-9
+
+
+@pytest.mark.parametrize(
+    ("seed", "conditions"),
+    [
+        (None, {"class_counts"}),
+        (3, {"class_counts", "chosen_seed"}),
+        (randomness.Seed(3, randomness.SHARED), {"class_counts", "shared_seed"}),
+        (randomness.Seed(3, randomness.SYSTEM), {"class_counts"}),
+    ],
+)
+def test_a_seed_that_others_know_is_told_of(seed, conditions):
+    plan = counts_plan(2, 1.0, 1e-5)
+    _, spent = noised_counts(np.eye(2), plan, seed)
+    assert spent.conditions == conditions
+    assert spent.epsilon(1e-5) == plan.epsilon()
 
 
 @pytest.mark.parametrize("noise", [5.0, 20.0])
@@ -127,23 +143,12 @@ def test_counts_and_training_are_composed(noise):
     assert again.epsilon(1e-5) == spent
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"counts": [[1, 2]]}, "one per label"),
-        ({"counts": [1, math.nan]}, "must be finite"),
-        ({"noise_multiplier": -1.0}, "noise_multiplier must be"),
-        ({"noise_multiplier": math.nan}, "noise_multiplier must be"),
-        ({"noise_multiplier": math.inf}, "noise_multiplier must be"),
-        ({"sensitivity": 0.0}, "sensitivity must be"),
-        ({"seed": -1}, "seed must be"),
-        ({"seed": None}, "seed must be"),
-    ],
-)
-def test_arguments_that_make_no_sense_are_refused(changes, words):
-    arguments = {"counts": [1, 2], "noise_multiplier": 1.0, "seed": 3} | changes
-    with pytest.raises(DPMixError, match=words):
-        noised_counts(arguments.pop("counts"), **arguments)
+def test_arguments_that_make_no_sense_are_refused():
+    plan = counts_plan(2, 1.0, 1e-5)
+    with pytest.raises(DPMixError, match="is for num_examples=2, and per_record has 3"):
+        noised_counts(np.eye(3), plan)
+    with pytest.raises(DPMixError, match="seed must be"):
+        noised_counts(np.eye(2), plan, -1)
 
 
 def test_counts_without_records_of_their_own_are_refused():
@@ -152,17 +157,20 @@ def test_counts_without_records_of_their_own_are_refused():
 
 
 def test_a_ledger_counts_every_release_and_the_statement_names_it(source):
-    network = tiny_network()
     plan = plan_for(len(source), batch=20)
-    model = DPMixModel(network, plan=plan, views=ViewMaker())
-    model.account.absorb(Ledger.planned(plan))
-    alone = model.epsilon
-    spent = [alone]
+    model = DPMixModel(tiny_network(), plan=plan, views=ViewMaker())
+    counted = counts_plan(len(source), 20.0, 1e-5, accountant="rdp")
+    labels = np.eye(10)[source.arrays()[1]]
+    spent = []
     for _ in range(2):
-        counted = counts_plan(len(source), 20.0, 1e-5, accountant="rdp")
-        model.account.absorb(counts_ledger(counted))
+        model.account.absorb(noised_counts(labels, counted)[1])
         spent.append(model.epsilon)
-    assert spent[0] < spent[1] < spent[2]
+    assert "after 0 updates" in model.statement()
+    model.account.absorb(Ledger.planned(plan))
+    assert 0 < spent[0] < spent[1] < model.epsilon
     said = model.statement()
-    assert "covers how many records have each label" in said
-    assert "trained under 2 plans" not in said
+    assert said.count("how many examples have each label, with Gaussian noise") == 2
+    assert "standard deviation 20." in said and f"after {plan.updates} updates" in said
+    assert "plans" not in said
+    other = DPMixModel(tiny_network(), plan=plan, views=ViewMaker())
+    assert history_warning(other.ledger.joined(model.ledger), plan) is None

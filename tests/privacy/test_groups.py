@@ -225,3 +225,11 @@ def test_renyi_divergences_do_not_account_for_groups():
 def test_without_noise_or_updates_a_group_is_told_apart_always_or_never():
     assert math.isinf(accounting.epsilon(**settings_of((0.0, 0.1, 3)), group_size=4))
     assert accounting.epsilon(**settings_of((1.0, 0.1, 0)), group_size=4) == 0
+
+
+def test_large_groups_leave_out_what_never_happens():
+    """A thousand examples at one in a hundred: about ten join, never six hundred."""
+    mixture = groups.Mixture(5.0, 0.01, 1_000)
+    assert 20 < len(mixture._shifts) < 100 and 0 < mixture.missing < 1e-21
+    mechanism = settings_of((5.0, 0.01, 20))
+    assert 80 < accounting.epsilon(**mechanism, group_size=1_000) < 100

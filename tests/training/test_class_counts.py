@@ -52,7 +52,7 @@ def test_epsilon_covers_counts_and_training_together(digits, tmp_path):
     alone = make_plan(config, len(dataset.train)).epsilon()
     assert alone < 2.9
     statement = trainer.model.statement()
-    assert "covers how many records have each label" in statement
+    assert "a release of how many examples have each label" in statement
     assert "weights of their classes" in statement
 
 

@@ -14,6 +14,7 @@ from dpmix_tf.privacy.statement import state_guarantee
 from dpmix_tf.synthetic import SyntheticPool
 from dpmix_tf.training import DPMixModel, encoding
 from dpmix_tf.training.encoding import encode_views
+from dpmix_tf.training.evaluation import make_predict, measure
 from tests.conftest import plan_for, tiny_network
 from tests.training.test_encoding import network_of
 
@@ -132,6 +133,26 @@ def test_encoded_visits_are_of_a_persons_own_images(people, tmp_path):
         assert (weights[..., 0] == 1).all()
 
 
+def test_the_largest_person_changes_nobody_else_s_gradient(digits):
+    """With twenty people of two images: the sum without them is the same to the bit."""
+    images, labels = digits.train.read(np.arange(43))
+    owners = np.repeat(np.arange(21), [2] * 20 + [3])
+    both = ArraySource(images, labels)
+    people = PeopleSource(both, owners, max_images=8)
+    others = PeopleSource(both.subset(np.arange(40)), owners[:40], max_images=8)
+    sums = []
+    for source in (people, others):
+        plan = plan_for(len(source), record="person")
+        network = tiny_network()
+        network.set_weights([np.full(w.shape, 0.1) for w in network.get_weights()])
+        model = DPMixModel(network, plan=plan, views=views.ViewMaker(base=4), seed=1)
+        ids = np.arange(20)
+        batch = source.draw(ids, np.array([1, 2]), np.zeros(20, int))
+        sums.append(model.clipped_gradient_sum(*batch, ids=ids))
+    for one, other in zip(*sums, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("kind", MAKERS)
 def test_no_view_depends_on_another_person(kind, people, source):
     maker = MAKERS[kind](pool_of(source))
@@ -220,6 +241,55 @@ def test_examples_and_people_are_never_added_up(source):
     mixed = ledger.joined(type(ledger).planned(other))
     with pytest.raises(DPMixError, match="no epsilon"):
         state_guarantee(mixed, other)
+
+
+def test_batches_of_ones_own_must_hold_what_the_plan_protects(source, tmp_path):
+    people = PeopleSource(source, np.arange(200) // 4)
+    images, labels = source.arrays()
+    single = tf.data.Dataset.from_tensors((images[:4], labels[:4]))
+    grouped = tf.data.Dataset.from_tensors(people.read(np.arange(3)))
+    for record, right, wrong in (
+        ("example", single, grouped),
+        ("person", grouped, single),
+    ):
+        plan = plan_for(50, record=record)
+        model = DPMixModel(tiny_network(), plan=plan, views=views.ViewMaker())
+        model.compile("sgd")
+        with pytest.raises(DPMixError, match=f"protects one {record}, whose images"):
+            model.fit(wrong, assume_poisson=True)
+        assert model.updates == 0
+        model.fit(right, assume_poisson=True, steps_per_epoch=1, verbose=0)
+    encoded = encode_views(
+        network_of(), views.ViewMaker(visits=1), source, cache_dir=tmp_path
+    )
+    model = DPMixModel(network_of(), plan=plan_for(200), views=encoded)
+    model.compile("sgd")
+    with pytest.raises(DPMixError, match="found by an example's number"):
+        model.fit(single, assume_poisson=True)
+
+
+def test_weights_of_another_kind_of_record_are_not_loaded(source, tmp_path):
+    people = PeopleSource(source, np.arange(200) // 4)
+    plan = plan_for(50, batch=10, updates=1, record="person")
+    model = DPMixModel(tiny_network(), plan=plan, views=views.ViewMaker())
+    model.compile("sgd")
+    model.fit(people, verbose=0)
+    model.save_weights(tmp_path / "x.weights.h5")
+    other = DPMixModel(tiny_network(), plan=plan_for(200), views=views.ViewMaker())
+    other.compile("sgd")
+    before = other.network.get_weights()
+    with pytest.raises(ValueError, match="one example and one person"):
+        other.load_weights(tmp_path / "x.weights.h5")
+    for one, two in zip(before, other.network.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_evaluation_of_people_is_of_their_images(source):
+    people = PeopleSource(source, np.arange(200) // 4)
+    network = tiny_network()
+    predict = make_predict(network)
+    by_person, by_image = measure(predict, people), measure(predict, source)
+    assert by_person.overall == by_image.overall and len(by_person.labels) == 200
 
 
 def test_refused_before_anything_is_spent(source):
