@@ -62,6 +62,9 @@ def test_what_is_drawn_of_one_person_depends_on_nobody_else():
     together = drawn(people, [0, 1, 2, 3], [2, 2, 2, 2])
     np.testing.assert_array_equal(together[[1, 3]], drawn(people, [1, 3], [2, 2]))
     assert (together[2] != drawn(people, [2], [3])).any()
+    alike = numbered([12] * 6, max_images=12)
+    orders = drawn(alike, range(6), [0] * 6) - 12 * np.arange(6)[:, np.newaxis]
+    assert len(set(map(tuple, orders))) == 6
 
 
 @settings(max_examples=30, deadline=None)
