@@ -11,9 +11,10 @@ Doroshenko et al. 2022; the tighter one), "rdp" uses Renyi divergences (Mironov 
 Both give upper bounds.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import dp_accounting
 import numpy as np
@@ -121,10 +122,40 @@ def _composed_epsilon(
         return 0.0
     if any(noise_multiplier == 0 for noise_multiplier, _, _ in parts):
         return math.inf
-    try:
+    with _failures_explained(parts, delta, accountant, group_size):
         if accountant == "pld":
             return _pld_epsilon(parts, delta, group_size=group_size)
         return _spent(rdp.RdpAccountant(), parts, delta)
+
+
+def composed_losses(
+    parts: tuple[Part, ...], delta: float, group_size: int = 1
+) -> pld.privacy_loss_distribution.PrivacyLossDistribution:
+    """Returns an upper bound on the privacy losses of several series of updates.
+
+    Args:
+      parts: see composed_epsilon; at least one, all of them with noise.
+      delta: in (0, 1); the grid is as fine as epsilon at this delta needs it.
+      group_size: how many examples are added or removed together, 1 or more.
+
+    Returns:
+      The distribution by which composed_epsilon computes epsilon at `delta`.
+
+    Raises:
+      DPMixError: the group's size is refused, or the arithmetic fails.
+    """
+    check_group_size(group_size)
+    with _failures_explained(parts, delta, "pld", group_size):
+        return _refined_losses(parts, delta, group_size)
+
+
+@contextlib.contextmanager
+def _failures_explained(
+    parts: Sequence[Part], delta: float, accountant: str, group_size: int
+) -> Iterator[None]:
+    """Says for which mechanism an accountant's arithmetic failed, and what to do."""
+    try:
+        yield
     except (ValueError, OverflowError) as error:  # where very little or much is spent
         described = "; ".join(
             f"noise_multiplier = {noise:g}, sampling_probability = {probability:g}, "
@@ -148,40 +179,56 @@ def _pld_epsilon(
     grid: float | None = None,
     group_size: int = 1,
 ) -> float:
-    """Epsilon by PLD: on one grid, or on ever finer ones until that changes nothing.
+    """Epsilon by PLD: on one grid, or on ever finer ones until that changes nothing."""
+    if grid is None:
+        losses = _refined_losses(parts, delta, group_size)
+    else:
+        losses = _losses(parts, grid, group_size)
+    return float(losses.get_epsilon_for_delta(delta))
+
+
+def _refined_losses(
+    parts: Sequence[Part], delta: float, group_size: int
+) -> pld.privacy_loss_distribution.PrivacyLossDistribution:
+    """Losses on ever finer grids, until refining changes epsilon no more.
 
     A grid's points are among the finer ones', so that its epsilon is the larger one:
     each is an upper bound, and refining only tightens it.
     """
-    if grid is not None and group_size > 1:
-        return _group_epsilon(parts, delta, grid, group_size)
-    if grid is not None:
-        ledger = pld.PLDAccountant(value_discretization_interval=grid)
-        return _spent(ledger, parts, delta)
     grid = _coarse_grid(parts, group_size)
-    spent = _pld_epsilon(parts, delta, grid, group_size)
+    losses = _losses(parts, grid, group_size)
+    spent = losses.get_epsilon_for_delta(delta)
     while grid > _FINEST_GRID and math.isfinite(spent):
         coarser, grid = spent, grid / _REFINEMENT
-        spent = _pld_epsilon(parts, delta, grid, group_size)
+        losses = _losses(parts, grid, group_size)
+        spent = losses.get_epsilon_for_delta(delta)
         if coarser - spent <= _GRID_TOLERANCE * spent:
             break
-    return spent
+    return losses
 
 
-def _group_epsilon(
-    parts: Sequence[Part], delta: float, grid: float, group_size: int
-) -> float:
+def _losses(
+    parts: Sequence[Part], grid: float, group_size: int
+) -> pld.privacy_loss_distribution.PrivacyLossDistribution:
+    """Composes privacy losses on one grid."""
     whole = pld.privacy_loss_distribution.identity(grid)
     for noise_multiplier, sampling_probability, updates in parts:
-        losses = groups.privacy_losses(
-            noise_multiplier=noise_multiplier,
-            sampling_probability=sampling_probability,
-            updates=updates,
-            group_size=group_size,
-            grid=grid,
-        )
+        if group_size == 1 and sampling_probability < 1:
+            losses = pld.privacy_loss_distribution.from_gaussian_mechanism(
+                noise_multiplier,
+                sampling_prob=sampling_probability,
+                value_discretization_interval=grid,
+            ).self_compose(updates)
+        else:
+            losses = groups.privacy_losses(
+                noise_multiplier=noise_multiplier,
+                sampling_probability=sampling_probability,
+                updates=updates,
+                group_size=group_size,
+                grid=grid,
+            )
         whole = whole.compose(losses)
-    return float(whole.get_epsilon_for_delta(delta))
+    return whole
 
 
 def _coarse_grid(parts: Sequence[Part], group_size: int = 1) -> float:
