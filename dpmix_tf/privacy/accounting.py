@@ -129,7 +129,7 @@ def _composed_epsilon(
 
 
 def composed_losses(
-    parts: tuple[Part, ...], delta: float, group_size: int = 1
+    parts: tuple[Part, ...], delta: float, group_size: int = 1, coarse: bool = False
 ) -> pld.privacy_loss_distribution.PrivacyLossDistribution:
     """Returns an upper bound on the privacy losses of several series of updates.
 
@@ -137,15 +137,20 @@ def composed_losses(
       parts: see composed_epsilon; at least one, all of them with noise.
       delta: in (0, 1); the grid is as fine as epsilon at this delta needs it.
       group_size: how many examples are added or removed together, 1 or more.
+      coarse: on one coarse grid, for searches: a looser bound, in less time.
 
     Returns:
-      The distribution by which composed_epsilon computes epsilon at `delta`.
+      The distribution by which composed_epsilon computes epsilon at `delta`, unless it
+      is to be coarse.
 
     Raises:
       DPMixError: the group's size is refused, or the arithmetic fails.
     """
     check_group_size(group_size)
     with _failures_explained(parts, delta, "pld", group_size):
+        if coarse:
+            grid = _REFINEMENT * _coarse_grid(parts, group_size)
+            return _losses(parts, grid, group_size)
         return _refined_losses(parts, delta, group_size)
 
 
@@ -343,7 +348,7 @@ def noise_multiplier_for(
     guess = 4 * sampling_probability * math.sqrt(updates) / target_epsilon
     guess = min(max(guess, 1.0), _MOST_NOISE)
     if accountant != "pld":
-        return _noise_reaching(spent, target_epsilon, guess)
+        return noise_reaching(spent, target_epsilon, guess)
 
     @functools.cache
     def coarse(noise: float) -> float:
@@ -354,17 +359,17 @@ def noise_multiplier_for(
     # Coarse grids search, in a fraction of the time. How much they exaggerate changes
     # little with the noise, so that the fine ones have a few steps left to take.
     try:
-        start = _noise_reaching(coarse, target_epsilon, guess)
+        start = noise_reaching(coarse, target_epsilon, guess)
     except (DPMixError, ValueError):  # epsilons too small for a coarse grid
-        return _noise_reaching(spent, target_epsilon, guess)
+        return noise_reaching(spent, target_epsilon, guess)
     reached = max(spent(start), target_epsilon / 1000)
-    start = _noise_reaching(coarse, target_epsilon * coarse(start) / reached, start)
+    start = noise_reaching(coarse, target_epsilon * coarse(start) / reached, start)
     missed = abs(math.log(max(spent(start), target_epsilon / 1000) / target_epsilon))
     step = max(_NOISE_TOLERANCE / 2, missed)
-    return _noise_reaching(spent, target_epsilon, start, step)
+    return noise_reaching(spent, target_epsilon, start, step)
 
 
-def _noise_reaching(
+def noise_reaching(
     spent: Callable[[float], float],
     target_epsilon: float,
     guess: float,

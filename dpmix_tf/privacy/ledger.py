@@ -145,12 +145,17 @@ class Ledger:
           DPMixError: some updates protected an example and others a person.
         """
         self.refuse_mixed_records()
-        parts = tuple(
+        return accounting.composed_epsilon(
+            self.parts(), float(delta), accountant, group_size
+        )
+
+    def parts(self) -> tuple[accounting.Part, ...]:
+        """Noise multiplier, sampling probability and updates made, by plan."""
+        return tuple(
             (float(plan.noise_multiplier), float(plan.sampling_probability), updates)
             for plan, updates in self.by_plan().items()
             if updates
         )
-        return accounting.composed_epsilon(parts, float(delta), accountant, group_size)
 
     def refuse_mixed_records(self, plan: PrivacyPlan | None = None) -> None:
         """Raises DPMixError if updates, and a plan's to come, protect unlike things.
