@@ -22,7 +22,8 @@ from dp_accounting import dp_event, pld, rdp
 from scipy import optimize
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.privacy import groups
+from dpmix_tf.privacy import losses
+from dpmix_tf.privacy.losses import Part
 
 ACCOUNTANTS = ("pld", "rdp")
 
@@ -32,16 +33,6 @@ _NOISE_TOLERANCE = 1e-4
 
 # Where the search for noise gives up.
 _MOST_NOISE = 1e5
-
-# PLD rounds privacy losses to a grid, always to the safe side. The finest one is
-# dp_accounting's default. Where one update's losses range widely (little noise), a grid
-# of some thousand points is as tight, and a hundred times faster to fill.
-_FINEST_GRID = 1e-4
-_FEWEST_POINTS = 4096
-_GRID_TOLERANCE = 1e-4
-_REFINEMENT = 4  # a power of two, so that the points of every grid are the next one's
-
-Part = tuple[float, float, int]  # noise_multiplier, sampling_probability, updates
 
 
 def epsilon(
@@ -124,8 +115,12 @@ def _composed_epsilon(
         return math.inf
     with _failures_explained(parts, delta, accountant, group_size):
         if accountant == "pld":
-            return _pld_epsilon(parts, delta, group_size=group_size)
-        return _spent(rdp.RdpAccountant(), parts, delta)
+            whole = losses.refined(parts, delta, group_size)
+            return float(whole.get_epsilon_for_delta(delta))
+        ledger = rdp.RdpAccountant()
+        for noise_multiplier, sampling_probability, updates in parts:
+            ledger.compose(_event(noise_multiplier, sampling_probability), updates)
+        return float(ledger.get_epsilon(delta))
 
 
 def composed_losses(
@@ -149,9 +144,9 @@ def composed_losses(
     check_group_size(group_size)
     with _failures_explained(parts, delta, "pld", group_size):
         if coarse:
-            grid = _REFINEMENT * _coarse_grid(parts, group_size)
-            return _losses(parts, grid, group_size)
-        return _refined_losses(parts, delta, group_size)
+            grid = losses.REFINEMENT * losses.coarse_grid(parts, group_size)
+            return losses.on_grid(parts, grid, group_size)
+        return losses.refined(parts, delta, group_size)
 
 
 @contextlib.contextmanager
@@ -176,90 +171,6 @@ def _failures_explained(
             f"The {accountant.upper()} accountant cannot compute epsilon at {described}"
             f", delta = {delta:g}: {error} {advice}"
         ) from error
-
-
-def _pld_epsilon(
-    parts: Sequence[Part],
-    delta: float,
-    grid: float | None = None,
-    group_size: int = 1,
-) -> float:
-    """Epsilon by PLD: on one grid, or on ever finer ones until that changes nothing."""
-    if grid is None:
-        losses = _refined_losses(parts, delta, group_size)
-    else:
-        losses = _losses(parts, grid, group_size)
-    return float(losses.get_epsilon_for_delta(delta))
-
-
-def _refined_losses(
-    parts: Sequence[Part], delta: float, group_size: int
-) -> pld.privacy_loss_distribution.PrivacyLossDistribution:
-    """Losses on ever finer grids, until refining changes epsilon no more.
-
-    A grid's points are among the finer ones', so that its epsilon is the larger one:
-    each is an upper bound, and refining only tightens it.
-    """
-    grid = _coarse_grid(parts, group_size)
-    losses = _losses(parts, grid, group_size)
-    spent = losses.get_epsilon_for_delta(delta)
-    while grid > _FINEST_GRID and math.isfinite(spent):
-        coarser, grid = spent, grid / _REFINEMENT
-        losses = _losses(parts, grid, group_size)
-        spent = losses.get_epsilon_for_delta(delta)
-        if coarser - spent <= _GRID_TOLERANCE * spent:
-            break
-    return losses
-
-
-def _losses(
-    parts: Sequence[Part], grid: float, group_size: int
-) -> pld.privacy_loss_distribution.PrivacyLossDistribution:
-    """Composes privacy losses on one grid."""
-    whole = pld.privacy_loss_distribution.identity(grid)
-    for noise_multiplier, sampling_probability, updates in parts:
-        if group_size == 1 and sampling_probability < 1:
-            losses = pld.privacy_loss_distribution.from_gaussian_mechanism(
-                noise_multiplier,
-                sampling_prob=sampling_probability,
-                value_discretization_interval=grid,
-            ).self_compose(updates)
-        else:
-            losses = groups.privacy_losses(
-                noise_multiplier=noise_multiplier,
-                sampling_probability=sampling_probability,
-                updates=updates,
-                group_size=group_size,
-                grid=grid,
-            )
-        whole = whole.compose(losses)
-    return whole
-
-
-def _coarse_grid(parts: Sequence[Part], group_size: int = 1) -> float:
-    """The coarsest grid that has a few thousand points for every part."""
-    longest = 0.0
-    for noise_multiplier, probability, updates in parts:
-        if group_size > 1 and probability < 1:
-            largest = groups.largest_loss(noise_multiplier, probability, group_size)
-            longest = max(longest, largest)
-            continue
-        noise_multiplier = noise_multiplier / group_size
-        # Beyond ten standard deviations, dp_accounting cuts the tails off too.
-        noise = noise_multiplier / (math.sqrt(updates) if probability == 1 else 1)
-        unsampled = 0.5 / noise**2 + 10 / noise
-        largest = np.logaddexp(math.log(probability) + unsampled, 0.0)
-        longest = max(longest, float(largest))
-    points = longest / _FINEST_GRID / _FEWEST_POINTS
-    return _FINEST_GRID * _REFINEMENT ** math.ceil(math.log(max(points, 1.0), 4))
-
-
-def _spent(
-    ledger: dp_accounting.PrivacyAccountant, parts: Sequence[Part], delta: float
-) -> float:
-    for noise_multiplier, sampling_probability, updates in parts:
-        ledger.compose(_event(noise_multiplier, sampling_probability), updates)
-    return float(ledger.get_epsilon(delta))
 
 
 def _event(
@@ -353,8 +264,8 @@ def noise_multiplier_for(
     @functools.cache
     def coarse(noise: float) -> float:
         part = noise, sampling_probability, updates
-        grid = _REFINEMENT * _coarse_grid([part])
-        return _pld_epsilon([part], delta, grid)
+        grid = losses.REFINEMENT * losses.coarse_grid([part])
+        return float(losses.on_grid([part], grid).get_epsilon_for_delta(delta))
 
     # Coarse grids search, in a fraction of the time. How much they exaggerate changes
     # little with the noise, so that the fine ones have a few steps left to take.
