@@ -6,21 +6,29 @@ python bin/privacy.py --num_examples=50000 --delta=1e-5 \
       --noise_multiplier=3 --updates=2500 --batch_size=4096 --picture=epsilon.png
 python bin/privacy.py --num_examples=50000 --delta=1e-5 \
       --epsilon=8 --updates=2400 --batch_size=4096 --group_size=5
-python bin/privacy.py --card=models/digits
+python bin/privacy.py --num_examples=50000 --delta=1e-5 --updates=2400 \
+      --batch_size=4096 --explain --epsilons=1,4,8 --picture=attacks.png
+python bin/privacy.py --num_examples=50000 --delta=1e-5 --updates=2400 \
+      --batch_size=4096 --attack_success=0.1 --at_fpr=0.01
+python bin/privacy.py --card=models/digits --explain
+python bin/privacy.py --verify=models/digits
 """
 
+import dataclasses
+import functools
 import json
 import sys
 import warnings
+from collections.abc import Callable
 
 from absl import flags
 
 from dpmix_tf import plotting
-from dpmix_tf.cli import common
+from dpmix_tf.cli import common, explain
 from dpmix_tf.cli.startup import start_tensorflow
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_atomic
-from dpmix_tf.privacy import Ledger, PrivacyPlan, accounting
+from dpmix_tf.privacy import Ledger, PrivacyPlan, accounting, attacks
 from dpmix_tf.privacy.plan import finite_or_none, round_up
 from dpmix_tf.privacy.statement import state_guarantee
 
@@ -44,26 +52,82 @@ _GROUP = flags.DEFINE_integer(
 )
 _FORMAT = flags.DEFINE_enum("format", "table", ["table", "json"], "Output format.")
 _PICTURE = flags.DEFINE_string(
-    "picture", None, "Write a plot of epsilon against updates to this PNG file."
+    "picture",
+    None,
+    "Write a plot to this PNG file: epsilon against updates, or with --explain the "
+    "most that attacks can find.",
+)
+_EXPLAIN = flags.DEFINE_bool(
+    "explain", False, "Say what epsilon means: the most that any attack can find."
+)
+_EPSILONS = flags.DEFINE_list(
+    "epsilons", None, "Explain these epsilons beside each other, such as 1,4,8."
+)
+_SUCCESS = flags.DEFINE_float(
+    "attack_success",
+    None,
+    "Instead of --epsilon: the largest true-positive rate of any attack at --at_fpr.",
+)
+_AT_FPR = flags.DEFINE_float(
+    "at_fpr", 0.01, "The false-positive rate of --attack_success."
+)
+_AUDIT = flags.DEFINE_string(
+    "audit", None, "An audit.json of bin/audit.py, drawn into the plot of --explain."
 )
 _CARD = flags.DEFINE_string(
-    "card", None, "Print the privacy card of this exported model, and nothing else."
+    "card", None, "Print the privacy card of this exported model, or --explain it."
+)
+_VERIFY = flags.DEFINE_string(
+    "verify",
+    None,
+    "Recompute the privacy card of this exported model; exit status 1 if it is wrong.",
 )
 
 
 def _main(argv: list[str]) -> None:
-    if _CARD.value is not None:
+    _check_flags()
+    if _VERIFY.value is not None:
+        _verify_card(_VERIFY.value)
+    elif _CARD.value is not None and _EXPLAIN.value:
+        _explain_card(_CARD.value)
+    elif _CARD.value is not None:
         _print_card(_CARD.value)
-        return
+    elif _EPSILONS.value is not None:
+        _explain([_explained(_with_warnings(plan)) for plan in _plans_of_epsilons()])
+    else:
+        _answer(_with_warnings(_solve))
+
+
+def _check_flags() -> None:
+    """Refuses flags that would do nothing."""
+    for name, value in (("epsilons", _EPSILONS.value), ("audit", _AUDIT.value)):
+        if value is not None and not _EXPLAIN.value:
+            raise DPMixError(f"--{name} is for --explain: give that too.")
+    if _AUDIT.value is not None and not _PICTURE.value:
+        raise DPMixError("--audit is drawn into --picture: give that too.")
+    if _VERIFY.value is not None and (_CARD.value is not None or _EXPLAIN.value):
+        raise DPMixError("Give --verify alone, not with --card or --explain.")
+    if _EPSILONS.value is not None and (_CARD.value or _SUCCESS.value is not None):
+        raise DPMixError("Give --epsilons without --card and --attack_success.")
+
+
+def _with_warnings(solve: Callable[[], PrivacyPlan]) -> PrivacyPlan:
+    """Makes a plan and prints what it warns about."""
     common.require(num_examples=_NUM_EXAMPLES.value, delta=_DELTA.value)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        plan = _solve()
+        plan = solve()
+    for text in {str(warning.message) for warning in caught}:
+        print(f"warning: {text}", file=sys.stderr)
+    return plan
+
+
+def _answer(plan: PrivacyPlan) -> None:
+    """Prints the plan, its guarantee and, if asked to, what it means."""
     size = _GROUP.value
     group_epsilon = plan.epsilon(group_size=size)
     statement = state_guarantee(Ledger.planned(plan), plan, size)
-    for text in {str(warning.message) for warning in caught}:
-        print(f"warning: {text}", file=sys.stderr)
+    explained = [_explained(plan)] if _EXPLAIN.value else []
     if _FORMAT.value == "json":
         answer = plan.to_dict() | {
             "sampling_probability": plan.sampling_probability,
@@ -72,6 +136,8 @@ def _main(argv: list[str]) -> None:
             "group_epsilon": finite_or_none(group_epsilon),
             "statement": statement,
         }
+        if explained:
+            answer["explained"] = [each.to_dict() for each in explained]
         print(json.dumps(answer, indent=2))
     else:
         of_group = [(f"epsilon, group of {size}", round_up(group_epsilon))]
@@ -86,8 +152,50 @@ def _main(argv: list[str]) -> None:
         ):
             print(f"{name:<21} {value}")
         print("\n" + statement)
-    if _PICTURE.value:
+        if explained:
+            print("\n" + explain.to_text(explained))
+    if _PICTURE.value and not explained:
         draw_curve(plan, _PICTURE.value)
+    _draw(explained)
+
+
+def _explained(plan: PrivacyPlan) -> explain.Explained:
+    return explain.explain(
+        Ledger.planned(plan),
+        delta=plan.delta,
+        accountant=plan.accountant,
+        group_size=_GROUP.value,
+    )
+
+
+def _explain(explained: list[explain.Explained]) -> None:
+    """Prints and draws what guarantees mean, and nothing else."""
+    if _FORMAT.value == "json":
+        answer = {"explained": [each.to_dict() for each in explained]}
+        print(json.dumps(answer, indent=2))
+    else:
+        print(explain.to_text(explained))
+    _draw(explained)
+
+
+def _draw(explained: list[explain.Explained]) -> None:
+    if _PICTURE.value and explained:
+        explain.draw(explained, _PICTURE.value, _AUDIT.value)
+        print(f"\nPicture written to {_PICTURE.value}")
+
+
+def _plans_of_epsilons() -> list[Callable[[], PrivacyPlan]]:
+    """Plans of --epsilons, still to be solved for."""
+    common.require(updates=_UPDATES.value, batch_size=_BATCH.value)
+    if _EPSILON.value is not None or _NOISE.value is not None:
+        raise DPMixError("Give --epsilons without --epsilon and --noise_multiplier.")
+    try:
+        epsilons = [float(text) for text in _EPSILONS.value]
+    except ValueError as error:
+        raise DPMixError(
+            f"--epsilons must be numbers such as 1,4,8: {error}."
+        ) from error
+    return [functools.partial(_for_epsilon, epsilon) for epsilon in epsilons]
 
 
 def _print_card(path: str) -> None:
@@ -99,8 +207,73 @@ def _print_card(path: str) -> None:
     print(json.dumps(card, indent=2) if as_json else to_markdown(card), end="")
 
 
+def _explain_card(path: str) -> None:
+    start_tensorflow()
+    from dpmix_tf.serving.privacy_card import read_card
+
+    privacy = read_card(path)["privacy"]
+    ledger = Ledger.from_list(privacy.get("ledger", []), path)
+    if not ledger.parts() and privacy["updates"]:
+        raise DPMixError(
+            f"{path} does not say which updates its network was trained with; it was "
+            "written by an older version of dpmix_tf. Export the run again."
+        )
+    explained = explain.explain(
+        ledger,
+        delta=privacy["delta"],
+        accountant=privacy["accountant"],
+        group_size=_GROUP.value,
+        seed_is_known=privacy["seed_chosen_by_user"],
+    )
+    _explain([explained])
+
+
+def _verify_card(path: str) -> None:
+    start_tensorflow()
+    from dpmix_tf.serving import verify_card
+
+    checks = verify_card.verify_card(path)
+    if _FORMAT.value == "json":
+        print(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
+    else:
+        print(verify_card.to_text(checks))
+    if not all(check.agrees for check in checks):
+        sys.exit(1)
+
+
+def _for_epsilon(epsilon: float) -> PrivacyPlan:
+    return PrivacyPlan.for_epsilon(
+        epsilon=epsilon,
+        delta=_DELTA.value,
+        num_examples=_NUM_EXAMPLES.value,
+        expected_batch_size=_BATCH.value,
+        updates=_UPDATES.value,
+        accountant=_ACCOUNTANT.value,
+    )
+
+
+def _for_attack() -> PrivacyPlan:
+    """Makes the plan that keeps every attack's success below what was asked for."""
+    if _EPSILON.value is not None or _NOISE.value is not None:
+        raise DPMixError(
+            "--attack_success is given instead of --epsilon and --noise_multiplier."
+        )
+    common.require(updates=_UPDATES.value, batch_size=_BATCH.value)
+    return attacks.plan_for_attack(
+        attack_success=_SUCCESS.value,
+        at_fpr=_AT_FPR.value,
+        delta=_DELTA.value,
+        num_examples=_NUM_EXAMPLES.value,
+        expected_batch_size=_BATCH.value,
+        updates=_UPDATES.value,
+        accountant=_ACCOUNTANT.value,
+    )
+
+
 def _solve() -> PrivacyPlan:
     """Makes the plan, solving for whichever of the four quantities is missing."""
+    if _SUCCESS.value is not None:
+        return _for_attack()
     given = {
         "epsilon": _EPSILON.value,
         "noise_multiplier": _NOISE.value,
@@ -132,14 +305,7 @@ def _solve() -> PrivacyPlan:
     if _EPSILON.value <= 0:
         raise DPMixError(f"epsilon must be above 0, received: {_EPSILON.value}.")
     if missing == ["noise_multiplier"]:
-        return PrivacyPlan.for_epsilon(
-            epsilon=_EPSILON.value,
-            delta=_DELTA.value,
-            num_examples=_NUM_EXAMPLES.value,
-            expected_batch_size=_BATCH.value,
-            updates=_UPDATES.value,
-            accountant=_ACCOUNTANT.value,
-        )
+        return _for_epsilon(_EPSILON.value)
     field, limit = (
         ("updates", 10**9)
         if missing == ["updates"]
@@ -160,8 +326,6 @@ def _solve() -> PrivacyPlan:
 
 def draw_curve(plan: PrivacyPlan, path: str) -> None:
     """Plots epsilon against updates, by both accountants, as a PNG."""
-    import dataclasses
-
     pyplot = plotting.pyplot()
     count = min(plan.updates, 25)
     updates = sorted({max(1, plan.updates * i // count) for i in range(count + 1)})

@@ -11,9 +11,10 @@ Doroshenko et al. 2022; the tighter one), "rdp" uses Renyi divergences (Mironov 
 Both give upper bounds.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import dp_accounting
 import numpy as np
@@ -21,7 +22,8 @@ from dp_accounting import dp_event, pld, rdp
 from scipy import optimize
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.privacy import groups
+from dpmix_tf.privacy import losses
+from dpmix_tf.privacy.losses import Part
 
 ACCOUNTANTS = ("pld", "rdp")
 
@@ -31,16 +33,6 @@ _NOISE_TOLERANCE = 1e-4
 
 # Where the search for noise gives up.
 _MOST_NOISE = 1e5
-
-# PLD rounds privacy losses to a grid, always to the safe side. The finest one is
-# dp_accounting's default. Where one update's losses range widely (little noise), a grid
-# of some thousand points is as tight, and a hundred times faster to fill.
-_FINEST_GRID = 1e-4
-_FEWEST_POINTS = 4096
-_GRID_TOLERANCE = 1e-4
-_REFINEMENT = 4  # a power of two, so that the points of every grid are the next one's
-
-Part = tuple[float, float, int]  # noise_multiplier, sampling_probability, updates
 
 
 def epsilon(
@@ -121,10 +113,49 @@ def _composed_epsilon(
         return 0.0
     if any(noise_multiplier == 0 for noise_multiplier, _, _ in parts):
         return math.inf
-    try:
+    with _failures_explained(parts, delta, accountant, group_size):
         if accountant == "pld":
-            return _pld_epsilon(parts, delta, group_size=group_size)
-        return _spent(rdp.RdpAccountant(), parts, delta)
+            whole = losses.refined(parts, delta, group_size)
+            return float(whole.get_epsilon_for_delta(delta))
+        ledger = rdp.RdpAccountant()
+        for noise_multiplier, sampling_probability, updates in parts:
+            ledger.compose(_event(noise_multiplier, sampling_probability), updates)
+        return float(ledger.get_epsilon(delta))
+
+
+def composed_losses(
+    parts: tuple[Part, ...], delta: float, group_size: int = 1, coarse: bool = False
+) -> pld.privacy_loss_distribution.PrivacyLossDistribution:
+    """Returns an upper bound on the privacy losses of several series of updates.
+
+    Args:
+      parts: see composed_epsilon; at least one, all of them with noise.
+      delta: in (0, 1); the grid is as fine as epsilon at this delta needs it.
+      group_size: how many examples are added or removed together, 1 or more.
+      coarse: on one coarse grid, for searches: a looser bound, in less time.
+
+    Returns:
+      The distribution by which composed_epsilon computes epsilon at `delta`, unless it
+      is to be coarse.
+
+    Raises:
+      DPMixError: the group's size is refused, or the arithmetic fails.
+    """
+    check_group_size(group_size)
+    with _failures_explained(parts, delta, "pld", group_size):
+        if coarse:
+            grid = losses.REFINEMENT * losses.coarse_grid(parts, group_size)
+            return losses.on_grid(parts, grid, group_size)
+        return losses.refined(parts, delta, group_size)
+
+
+@contextlib.contextmanager
+def _failures_explained(
+    parts: Sequence[Part], delta: float, accountant: str, group_size: int
+) -> Iterator[None]:
+    """Says for which mechanism an accountant's arithmetic failed, and what to do."""
+    try:
+        yield
     except (ValueError, OverflowError) as error:  # where very little or much is spent
         described = "; ".join(
             f"noise_multiplier = {noise:g}, sampling_probability = {probability:g}, "
@@ -140,74 +171,6 @@ def _composed_epsilon(
             f"The {accountant.upper()} accountant cannot compute epsilon at {described}"
             f", delta = {delta:g}: {error} {advice}"
         ) from error
-
-
-def _pld_epsilon(
-    parts: Sequence[Part],
-    delta: float,
-    grid: float | None = None,
-    group_size: int = 1,
-) -> float:
-    """Epsilon by PLD: on one grid, or on ever finer ones until that changes nothing.
-
-    A grid's points are among the finer ones', so that its epsilon is the larger one:
-    each is an upper bound, and refining only tightens it.
-    """
-    if grid is not None and group_size > 1:
-        return _group_epsilon(parts, delta, grid, group_size)
-    if grid is not None:
-        ledger = pld.PLDAccountant(value_discretization_interval=grid)
-        return _spent(ledger, parts, delta)
-    grid = _coarse_grid(parts, group_size)
-    spent = _pld_epsilon(parts, delta, grid, group_size)
-    while grid > _FINEST_GRID and math.isfinite(spent):
-        coarser, grid = spent, grid / _REFINEMENT
-        spent = _pld_epsilon(parts, delta, grid, group_size)
-        if coarser - spent <= _GRID_TOLERANCE * spent:
-            break
-    return spent
-
-
-def _group_epsilon(
-    parts: Sequence[Part], delta: float, grid: float, group_size: int
-) -> float:
-    whole = pld.privacy_loss_distribution.identity(grid)
-    for noise_multiplier, sampling_probability, updates in parts:
-        losses = groups.privacy_losses(
-            noise_multiplier=noise_multiplier,
-            sampling_probability=sampling_probability,
-            updates=updates,
-            group_size=group_size,
-            grid=grid,
-        )
-        whole = whole.compose(losses)
-    return float(whole.get_epsilon_for_delta(delta))
-
-
-def _coarse_grid(parts: Sequence[Part], group_size: int = 1) -> float:
-    """The coarsest grid that has a few thousand points for every part."""
-    longest = 0.0
-    for noise_multiplier, probability, updates in parts:
-        if group_size > 1 and probability < 1:
-            largest = groups.largest_loss(noise_multiplier, probability, group_size)
-            longest = max(longest, largest)
-            continue
-        noise_multiplier = noise_multiplier / group_size
-        # Beyond ten standard deviations, dp_accounting cuts the tails off too.
-        noise = noise_multiplier / (math.sqrt(updates) if probability == 1 else 1)
-        unsampled = 0.5 / noise**2 + 10 / noise
-        largest = np.logaddexp(math.log(probability) + unsampled, 0.0)
-        longest = max(longest, float(largest))
-    points = longest / _FINEST_GRID / _FEWEST_POINTS
-    return _FINEST_GRID * _REFINEMENT ** math.ceil(math.log(max(points, 1.0), 4))
-
-
-def _spent(
-    ledger: dp_accounting.PrivacyAccountant, parts: Sequence[Part], delta: float
-) -> float:
-    for noise_multiplier, sampling_probability, updates in parts:
-        ledger.compose(_event(noise_multiplier, sampling_probability), updates)
-    return float(ledger.get_epsilon(delta))
 
 
 def _event(
@@ -301,27 +264,28 @@ def noise_multiplier_for(
     guess = 4 * sampling_probability * math.sqrt(updates) / target_epsilon
     guess = min(max(guess, 1.0), _MOST_NOISE)
     if accountant != "pld":
-        return _noise_reaching(spent, target_epsilon, guess)
+        return noise_reaching(spent, target_epsilon, guess)
 
     @functools.cache
     def coarse(noise: float) -> float:
         parts = [(noise, sampling_probability, updates), *besides]
-        return _pld_epsilon(parts, delta, _REFINEMENT * _coarse_grid(parts))
+        grid = losses.REFINEMENT * losses.coarse_grid(parts)
+        return float(losses.on_grid(parts, grid).get_epsilon_for_delta(delta))
 
     # Coarse grids search, in a fraction of the time. How much they exaggerate changes
     # little with the noise, so that the fine ones have a few steps left to take.
     try:
-        start = _noise_reaching(coarse, target_epsilon, guess)
+        start = noise_reaching(coarse, target_epsilon, guess)
     except (DPMixError, ValueError):  # epsilons too small for a coarse grid
-        return _noise_reaching(spent, target_epsilon, guess)
+        return noise_reaching(spent, target_epsilon, guess)
     reached = max(spent(start), target_epsilon / 1000)
-    start = _noise_reaching(coarse, target_epsilon * coarse(start) / reached, start)
+    start = noise_reaching(coarse, target_epsilon * coarse(start) / reached, start)
     missed = abs(math.log(max(spent(start), target_epsilon / 1000) / target_epsilon))
     step = max(_NOISE_TOLERANCE / 2, missed)
-    return _noise_reaching(spent, target_epsilon, start, step)
+    return noise_reaching(spent, target_epsilon, start, step)
 
 
-def _noise_reaching(
+def noise_reaching(
     spent: Callable[[float], float],
     target_epsilon: float,
     guess: float,

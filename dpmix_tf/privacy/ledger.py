@@ -147,10 +147,15 @@ class Ledger:
           DPMixError: some updates protected an example and others a person.
         """
         self.refuse_mixed_records()
-        parts = tuple(
+        return accounting.composed_epsilon(
+            self.parts(), float(delta), accountant, group_size
+        )
+
+    def parts(self) -> tuple[accounting.Part, ...]:
+        """Noise multiplier, sampling probability and updates made, by plan."""
+        return tuple(
             plan.part(updates) for plan, updates in self.by_plan().items() if updates
         )
-        return accounting.composed_epsilon(parts, float(delta), accountant, group_size)
 
     def without_counts(self) -> "Ledger":
         """Returns the entries of trainings, without releases of class counts."""

@@ -74,17 +74,17 @@ class PrivacyPlan:
         hold_plain_values(self)
         _check_whole("num_examples", self.num_examples, at_least=1)
         _check_whole("updates", self.updates, at_least=1)
-        _check_number("expected_batch_size", self.expected_batch_size, above=0.0)
+        check_number("expected_batch_size", self.expected_batch_size, above=0.0)
         if self.expected_batch_size > self.num_examples:
             raise DPMixError(
                 f"expected_batch_size ({self.expected_batch_size:g}) is larger than "
                 f"num_examples ({self.num_examples}): a batch cannot be expected to "
                 "hold more examples than exist. Lower the batch size."
             )
-        _check_number("noise_multiplier", self.noise_multiplier, at_least=0.0)
-        _check_number("clip_norm", self.clip_norm, at_least=1e-10, at_most=1e10)
-        _check_number("sensitivity", self.sensitivity, at_least=1.0)
-        _check_number("delta", self.delta, above=0.0, below=1.0)
+        check_number("noise_multiplier", self.noise_multiplier, at_least=0.0)
+        check_number("clip_norm", self.clip_norm, at_least=1e-10, at_most=1e10)
+        check_number("sensitivity", self.sensitivity, at_least=1.0)
+        check_number("delta", self.delta, above=0.0, below=1.0)
         if self.accountant not in accounting.ACCOUNTANTS:
             raise DPMixError(
                 f"accountant must be one of {accounting.ACCOUNTANTS}, received: "
@@ -94,7 +94,7 @@ class PrivacyPlan:
             raise DPMixError(
                 f"clipping must be one of {CLIPPINGS}, received: {self.clipping!r}."
             )
-        _check_number("gamma", self.gamma, at_least=1e-10, at_most=1e10)
+        check_number("gamma", self.gamma, at_least=1e-10, at_most=1e10)
         if self.record not in RECORDS:
             raise DPMixError(
                 f"record must be one of {RECORDS}, received: {self.record!r}."
@@ -144,7 +144,7 @@ class PrivacyPlan:
           A plan whose `epsilon()`, together with that of `besides`, is at most
           `epsilon`, with less than 0.1 % more noise than needed.
         """
-        _check_number("epsilon", epsilon, above=0.0)
+        check_number("epsilon", epsilon, above=0.0)
         plan = cls(
             num_examples=num_examples,
             expected_batch_size=expected_batch_size,
@@ -235,7 +235,7 @@ def _check_whole(name: str, value: Any, *, at_least: int) -> None:
         )
 
 
-def _check_number(
+def check_number(
     name: str,
     value: Any,
     *,
@@ -244,6 +244,7 @@ def _check_number(
     below: float | None = None,
     at_most: float | None = None,
 ) -> None:
+    """Raises DPMixError unless a value is a finite number within the given bounds."""
     wanted = [
         f"{words} {bound:g}"
         for words, bound in (

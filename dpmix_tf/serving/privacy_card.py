@@ -58,13 +58,12 @@ def make_card(
       A card that follows privacy_card.schema.json.
     """
     plan = PrivacyPlan(**metadata["plan"])
-    epsilon, origin = ledger.epsilon(plan.delta, plan.accountant), seed_origin(ledger)
     network, views = _without_paths(config["network"]), dict(config["views"])
     accuracy = "test_accuracy_ema" if weights == "ema" else "test_accuracy"
     final = final or {"updates": None}
     measured = final if final["updates"] == metadata["updates"] else {}
     return {
-        "warning": SEED_WARNINGS[origin],
+        "warning": SEED_WARNINGS[seed_origin(ledger)],
         "schema_version": SCHEMA_VERSION,
         "model": {
             "network": network.pop("name"),
@@ -77,25 +76,7 @@ def make_card(
             "image_shape": list(metadata["image_shape"]),
             "task": metadata.get("task", SINGLE_LABEL),
         },
-        "privacy": {
-            "epsilon": None if origin == CHOSEN else finite_or_none(epsilon),
-            "delta": plan.delta,
-            "record": plan.record,
-            "adjacency": adjacency(plan),
-            "accountant": plan.accountant,
-            "accountant_version": metadata["software"]["dp-accounting"],
-            "sampling": "Poisson",
-            "sampling_probability": plan.sampling_probability,
-            "expected_batch_size": plan.expected_batch_size,
-            "noise_multiplier": plan.noise_multiplier,
-            "clip_norm": plan.clip_norm,
-            "sensitivity": plan.sensitivity,
-            "updates": ledger.updates(plan),
-            "planned_updates": plan.updates,
-            "seed_origin": origin,
-            "seed_chosen_by_user": origin == CHOSEN,
-            "ledger": ledger.to_list(),
-        },
+        "privacy": _privacy(plan, ledger, metadata["software"]["dp-accounting"]),
         "training_data": {
             "name": data_name or config["data"]["name"],
             "num_examples": plan.num_examples,
@@ -112,6 +93,30 @@ def make_card(
         "not_covered": list(not_covered(plan)),
         "software": metadata["software"],
         "statement": state_guarantee(ledger, plan),
+    }
+
+
+def _privacy(plan: PrivacyPlan, ledger: Ledger, accountant: str) -> dict[str, Any]:
+    """What was spent, and by which mechanism, as accounted by a version."""
+    epsilon, origin = ledger.epsilon(plan.delta, plan.accountant), seed_origin(ledger)
+    return {
+        "epsilon": None if origin == CHOSEN else finite_or_none(epsilon),
+        "delta": plan.delta,
+        "record": plan.record,
+        "adjacency": adjacency(plan),
+        "accountant": plan.accountant,
+        "accountant_version": accountant,
+        "sampling": "Poisson",
+        "sampling_probability": plan.sampling_probability,
+        "expected_batch_size": plan.expected_batch_size,
+        "noise_multiplier": plan.noise_multiplier,
+        "clip_norm": plan.clip_norm,
+        "sensitivity": plan.sensitivity,
+        "updates": ledger.updates(plan),
+        "planned_updates": plan.updates,
+        "seed_origin": origin,
+        "seed_chosen_by_user": origin == CHOSEN,
+        "ledger": ledger.to_list(),
     }
 
 

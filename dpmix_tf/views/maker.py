@@ -49,12 +49,11 @@ class ViewMaker:
       only_mixed: use only the mixed views in the loss (as in the paper's figure).
       labels_only: blend labels but take the first partner's pixels (as the released
         script does).
-      same_class: draw synthetic images of the example's own class only; of a person,
-        of the class of the first image drawn.
+      same_class: draw synthetic images of the (first) image's own class only.
       visits: R, 1 or more: an example has R fixed sets of K views, and each update uses
         one of them, chosen at random. By default its views are new at every update. A
-        frozen encoder's features of fixed views can be made once, see EncodedViews.
-        Fixed views are drawn by a record's number: see docs/guarantee.md.
+        frozen encoder's features of them (they are drawn by the example's number) can
+        be made once, see EncodedViews.
       seed: of fixed views; public, 0 or more.
     """
 

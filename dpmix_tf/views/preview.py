@@ -45,11 +45,7 @@ def draw_views(
         raise DPMixError("Naive mixup has no views of one example to be drawn.")
     pyplot = plotting.pyplot()
     key = randomness.derive(seed, "views")
-    several = np.asarray(label).dtype.kind == "f"
-    if several:  # what is not known is drawn as absent
-        one_hot = np.nan_to_num(np.asarray(label, np.float32))
-    else:
-        one_hot = np.eye(len(class_names), dtype=np.float32)[label]
+    one_hot = _soft(label, len(class_names))
     everything = dataclasses.replace(make_views, only_mixed=False)
     views, labels = everything.one_example(image, one_hot, key)
     base, partners = make_views.base, make_views.base + make_views.synthetic
@@ -93,6 +89,13 @@ def draw_views(
             axis.set_title(caption, y=-0.07, va="top", fontsize=7)
     write_atomic(path, lambda file: figure.savefig(file, dpi=110, format="png"))
     pyplot.close(figure)
+
+
+def _soft(label, classes: int) -> np.ndarray:
+    """Labels as the view maker takes them; what is not known is drawn as absent."""
+    if np.asarray(label).dtype.kind == "f":  # several labels
+        return np.nan_to_num(np.asarray(label, np.float32))
+    return np.eye(classes, dtype=np.float32)[label]
 
 
 def _originals(image, one_hot, class_names: Sequence[str]):

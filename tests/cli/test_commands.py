@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shlex
 import signal
@@ -14,9 +15,11 @@ from PIL import Image
 
 import dpmix_tf
 from dpmix_tf.cli.common import _quiet_without_readers
-from dpmix_tf.privacy import PrivacyPlan
+from dpmix_tf.privacy import Ledger, PrivacyPlan
+from dpmix_tf.privacy.attacks import trade_off
 from dpmix_tf.privacy.plan import round_up
 from tests.conftest import ROOT
+from tests.serving.cards import card_of, plan_of
 
 DIGITS = ("--config=configs/digits.py",)
 COMMANDS = sorted(path.stem for path in (ROOT / "bin").glob("*.py"))
@@ -283,6 +286,122 @@ def test_privacy_says_what_holds_for_people_with_several_examples():
     table = run(*command).stdout
     assert f"epsilon, group of 4   {shown}" in table
     assert f"For anybody with at most 4 examples: ({shown}, 1e-05)" in table
+
+
+SMALL = ["--num_examples=500", "--delta=1e-5", "--updates=50", "--batch_size=40"]
+
+
+@pytest.mark.slow
+def test_privacy_explains_epsilons_beside_each_other_and_draws_them(tmp_path):
+    audit, picture = tmp_path / "audit.json", tmp_path / "attacks.png"
+    reached = {"0.01": {"rate": 0.03, "interval": [0.02, 0.05]}}
+    attack = {"auc": 0.6, "true_positive_rates": reached}
+    audit.write_text(
+        json.dumps(
+            {
+                "training": {"attacks": {"black box, image canaries": attack}},
+                "membership": {"loss": attack},
+            }
+        )
+    )
+    command = ["privacy", *SMALL, "--explain", "--epsilons=1,8"]
+    done = run(*command, f"--picture={picture}", f"--audit={audit}")
+    assert done.returncode == 0, done.stderr
+    assert Image.open(picture).width > 500
+    answer = json.loads(run(*command, "--format=json").stdout)["explained"]
+    assert [each["epsilon"] for each in answer] == pytest.approx([1, 8], rel=1e-3)
+    for each in answer:
+        plan = PrivacyPlan.for_epsilon(
+            epsilon=round(each["epsilon"]),
+            delta=1e-5,
+            num_examples=500,
+            expected_batch_size=40,
+            updates=50,
+        )
+        curve = trade_off(Ledger.planned(plan), plan.delta)
+        rates = each["true_positive_rates"]["0.01"]
+        assert rates["curve"] == curve.true_positive_rate(0.01)
+        assert rates["curve"] < rates["epsilon_and_delta_alone"]
+        assert (each["mu"], each["advantage"]) == (curve.mu, curve.advantage)
+        assert each["posterior"]["0.5"] == curve.posterior(0.5, 1e-5)
+        shown = f"{math.ceil(rates['curve'] * 10_000) / 100:.2f} %"
+        assert f"finds at most {shown} of those who are" in done.stdout
+        assert f"epsilon = {round_up(each['epsilon'])}" in done.stdout
+
+
+@pytest.mark.slow
+def test_privacy_solves_for_the_success_of_attacks():
+    command = ["privacy", *SMALL, "--attack_success=0.1", "--at_fpr=0.02", "--explain"]
+    answer = json.loads(run(*command, "--format=json").stdout)
+    plan = PrivacyPlan(
+        noise_multiplier=answer["noise_multiplier"],
+        delta=1e-5,
+        num_examples=500,
+        expected_batch_size=40,
+        updates=50,
+    )
+    curve = trade_off(Ledger.planned(plan), plan.delta)
+    assert 0.0999 < curve.true_positive_rate(0.02) <= 0.1
+    assert answer["epsilon"] == plan.epsilon()
+    assert answer["explained"][0]["mu"] == curve.mu
+
+
+@pytest.mark.slow
+def test_privacy_explains_a_plan_without_noise_as_no_guarantee(tmp_path):
+    picture = tmp_path / "none.png"
+    command = ["privacy", *SMALL, "--noise_multiplier=0", "--explain"]
+    done = run(*command, f"--picture={picture}")
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert "No guarantee: an attack may find everybody" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    (answer,) = json.loads(run(*command, "--format=json").stdout)["explained"]
+    assert answer["epsilon"] is answer["mu"] is None and not answer["guaranteed"]
+
+
+@pytest.mark.slow
+def test_privacy_explains_and_verifies_a_card(tmp_path):
+    path = tmp_path / "card.json"
+    card = card_of(plan_of(updates=20), updates=20)
+    path.write_text(json.dumps(card))
+    shown = round_up(card["privacy"]["epsilon"])
+    done = run("privacy", f"--card={path}", "--explain")
+    assert done.returncode == 0, done.stderr
+    assert f"epsilon = {shown}: an attack that accuses" in done.stdout
+    done = run("privacy", f"--verify={path}")
+    assert done.returncode == 0, done.stderr
+    assert "agrees   epsilon" in done.stdout and "checks agree" in done.stdout
+    card["privacy"]["epsilon"] /= 2
+    path.write_text(json.dumps(card))
+    done = run("privacy", f"--verify={path}", "--format=json")
+    assert done.returncode == 1 and not done.stderr
+    (check,) = [each for each in json.loads(done.stdout) if not each["agrees"]]
+    assert check["name"] == "epsilon" and 2 * check["stated"] == check["expected"]
+    path.write_text(json.dumps(card_of(plan_of(), conditions=["chosen_seed"])))
+    done = run("privacy", f"--card={path}", "--explain")
+    assert "No guarantee" in done.stdout and "finds at most" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--epsilons=1,2"], "--epsilons is for --explain"),
+        (["--explain", "--epsilons=1,x"], "must be numbers such as 1,4,8"),
+        (["--explain", "--epsilons=1", "--epsilon=2"], "without --epsilon and"),
+        (["--explain", "--epsilon=1", "--audit=a"], "--audit is drawn into --picture"),
+        (["--attack_success=0.1", "--epsilon=1"], "instead of --epsilon and"),
+        (["--attack_success=0.001"], "attack_success must be"),
+        (["--verify=a", "--card=b"], "Give --verify alone"),
+        (["--verify=nowhere"], "no privacy card in"),
+        (
+            ["--explain", "--epsilon=9", "--audit=setup.py", "--picture=nowhere/x.png"],
+            "setup.py is not an audit",
+        ),
+    ],
+)
+def test_privacy_refuses_what_does_not_go_together(flags, words):
+    done = run("privacy", *SMALL, *flags)
+    assert done.returncode == 2 and words in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
