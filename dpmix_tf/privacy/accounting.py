@@ -33,6 +33,8 @@ _NOISE_TOLERANCE = 1e-4
 
 # Where the search for noise gives up.
 _MOST_NOISE = 1e5
+# Where less noise would be enough: for a delta above the chance of joining any batch.
+_LEAST_NOISE = 0.05
 
 
 def epsilon(
@@ -278,8 +280,10 @@ def noise_multiplier_for(
         start = noise_reaching(coarse, target_epsilon, guess)
     except (DPMixError, ValueError):  # epsilons too small for a coarse grid
         return noise_reaching(spent, target_epsilon, guess)
-    reached = max(spent(start), target_epsilon / 1000)
-    start = noise_reaching(coarse, target_epsilon * coarse(start) / reached, start)
+    reached, seen = (
+        max(each(start), target_epsilon / 1000) for each in (spent, coarse)
+    )
+    start = noise_reaching(coarse, target_epsilon * seen / reached, start)
     missed = abs(math.log(max(spent(start), target_epsilon / 1000) / target_epsilon))
     step = max(_NOISE_TOLERANCE / 2, missed)
     return noise_reaching(spent, target_epsilon, start, step)
@@ -312,6 +316,8 @@ def noise_reaching(
     while low == high or excess(low) <= 0:
         if low != high:
             high = low
+        if high <= math.log(_LEAST_NOISE):
+            return math.exp(high)
         low, step = low - step, step * 1.5
     if high - low <= _NOISE_TOLERANCE:
         return math.exp(high)

@@ -168,3 +168,17 @@ def test_noise_by_pld_is_never_too_little_nor_much_too_large(
     spent = accounting.epsilon(noise_multiplier=noise, **settings)
     less = accounting.epsilon(noise_multiplier=noise * 0.999, **settings)
     assert spent <= target < less
+
+
+@pytest.mark.parametrize("accountant", accounting.ACCOUNTANTS)
+def test_a_delta_that_needs_no_noise_gets_little(accountant):
+    """One update that a record joins with probability 0.001, and delta = 0.01."""
+    settings = dict(sampling_probability=1e-3, updates=1, delta=0.01)
+    noise = accounting.noise_multiplier_for(
+        target_epsilon=1.0, accountant=accountant, **settings
+    )
+    assert 0 < noise < 0.5
+    spent = accounting.epsilon(
+        noise_multiplier=noise, accountant=accountant, **settings
+    )
+    assert spent <= 1.0
