@@ -46,6 +46,8 @@ IMAGE_FILES = 2_000
 class Numbers:
     """As many examples as asked for, that nobody reads."""
 
+    record = "example"
+
     def __init__(self, count):
         self._count = count
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -174,7 +173,7 @@ def read_audit(path: str) -> dict[str, list[tuple[float, ...]]]:
     """
     file = local_path(path, "--audit")
     try:
-        audit = json.loads(Path(file).read_text(encoding="utf-8"))
+        audit = json.loads(file.read_text(encoding="utf-8"))
         attacks = dict(audit.get("training", {}).get("attacks", {}))
         attacks |= {
             f"membership, {name}": each

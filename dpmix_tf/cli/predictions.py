@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -95,7 +94,7 @@ def _answers(
     classify: Classify, paths: Sequence[str], folder: Path
 ) -> list[Answer | DPMixError]:
     """Classifies a batch, of which some paths may be blank."""
-    given = [Path(os.path.join(folder, path)) for path in paths if path.strip()]
+    given = [folder / path for path in paths if path.strip()]
     answers = iter(classify(given) if given else [])
     return [
         next(answers) if path.strip() else DPMixError("The path is blank.")

@@ -147,8 +147,11 @@ class Trainer:
     def _count_classes(self, saved) -> Ledger:
         """Finds the class weights, once in a run; returns what that has spent now."""
         weights, spent = saved and saved[1].get("class_weights"), Ledger()
+        self._class_weights = None
         plan = plan_of_counts(self.config, self.plan.num_examples, self.plan.record)
-        if plan is not None and self.is_chief and saved is None:
+        if plan is None:
+            return spent
+        if self.is_chief and saved is None:
             found = count_classes(self.config, self.dataset.train, plan, self._seed)
             weights, spent = found
         told = cluster.text_from_chief(self.strategy, json.dumps(weights))

@@ -409,13 +409,13 @@ def test_versions_count_up_and_are_never_replaced(trained, exported, tmp_path):
 def test_what_answers_differently_is_not_exported(trained, tmp_path, monkeypatch):
     right = signatures.probabilities_of
 
-    def wrong(network, images):
-        return right(network, images) + 1e-3
+    def wrong(network, images, task):
+        return right(network, images, task) + 1e-3
 
     monkeypatch.setattr(export, "probabilities_of", wrong)
     with pytest.raises(DPMixError, match="answers differently"):
         export.export_saved_model(trained, tmp_path / "models")
-    monkeypatch.setattr(export, "_load_keras", lambda path: lambda images: np.nan)
+    monkeypatch.setattr(export, "_load_keras", lambda path, task: lambda images: np.nan)
     monkeypatch.setitem(
         export._WRITERS, ".keras", (export._save_keras, export._load_keras)
     )
@@ -447,7 +447,7 @@ def test_files_are_read_back_by_keras_and_litert(trained, images, tmp_path):
     card = json.loads((tmp_path / "x.keras.privacy_card.json").read_text())
     assert privacy_card.check_card(card, "")["model"]["weights"] == "raw"
     path = export.export_file(trained, tmp_path / "x.tflite", data_name="scans")
-    answer = export._load_litert(path)(images)
+    answer = export._load_litert(path, "single_label")(images)
     np.testing.assert_allclose(answer, expected(trained, images), atol=1e-5)
     card = privacy_card.read_card(tmp_path / "x.tflite.privacy_card.json")
     assert card["training_data"]["name"] == "scans"
@@ -528,7 +528,7 @@ def test_what_litert_lacks_is_said(tmp_path):
     cubic = keras.ops.image.resize(images, (4, 4), interpolation="bicubic")
     network = keras.Model(images, keras.layers.Flatten()(cubic))
     with pytest.raises(DPMixError, match="LiteRT cannot run .*Export it as a Saved"):
-        export._save_litert(network, tmp_path / "x.tflite")
+        export._save_litert(network, tmp_path / "x.tflite", "single_label")
 
 
 @pytest.mark.slow
