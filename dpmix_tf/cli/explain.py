@@ -109,35 +109,34 @@ def explain(
 
 def to_text(explained: list[Explained]) -> str:
     """The explanations as one table and a few sentences."""
-    rows = {
-        "": [each.name for each in explained],
-        "noise multiplier": [
-            "several"
-            if each.noise_multiplier is None
-            else f"{each.noise_multiplier:.4f}"
-            for each in explained
-        ],
-    }
-    for number, rate in enumerate(RATES):  # names have to differ
-        rows[f"finds, at {100 * rate:g} % false alarms"] = [
-            _percent(each.curve.true_positive_rate(rate)) for each in explained
-        ]
-        rows["  by epsilon and delta alone" + " " * number] = [
-            _percent(each.pair.true_positive_rate(rate)) for each in explained
-        ]
-    rows["advantage"] = [_percent(each.curve.advantage) for each in explained]
-    rows["mu of Gaussian DP"] = [round_up(each.curve.mu) for each in explained]
-    for prior in PRIORS:
-        rows[f"certainty of somebody {100 * prior:g} % sure"] = [
-            _percent(each.curve.posterior(prior, each.delta)) for each in explained
-        ]
-    width = max(len(cell) for row in rows.values() for cell in row) + 3
+    columns = [_column(each) for each in explained]
+    width = max(len(cell) for column in columns for _, cell in column) + 3
     table = "\n".join(
-        f"{name:<40}" + "".join(f"{cell:>{width}}" for cell in row)
-        for name, row in rows.items()
+        f"{row[0][0]:<40}" + "".join(f"{cell:>{width}}" for _, cell in row)
+        for row in zip(*columns, strict=True)
     )
     words = "\n".join([*map(_in_words, explained), _ABOUT])
     return f"What any attack can do:\n{table}\n\n{words}"
+
+
+def _column(each: Explained) -> list[tuple[str, str]]:
+    """What a table says of one guarantee: names of rows, and cells."""
+    noise = each.noise_multiplier
+    rows = [
+        ("", each.name),
+        ("noise multiplier", "several" if noise is None else f"{noise:.4f}"),
+    ]
+    for rate in RATES:
+        found = _percent(each.curve.true_positive_rate(rate))
+        alone = _percent(each.pair.true_positive_rate(rate))
+        rows.append((f"finds, at {100 * rate:g} % false alarms", found))
+        rows.append(("  by epsilon and delta alone", alone))
+    rows.append(("advantage", _percent(each.curve.advantage)))
+    rows.append(("mu of Gaussian DP", round_up(each.curve.mu)))
+    for prior in PRIORS:
+        sure = _percent(each.curve.posterior(prior, each.delta))
+        rows.append((f"certainty of somebody {100 * prior:g} % sure", sure))
+    return rows
 
 
 def _in_words(each: Explained) -> str:

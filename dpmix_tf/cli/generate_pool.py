@@ -12,7 +12,6 @@ size are those of `config.data`, whose examples are never read (but for
 `--import_left_out`, which reads those that are not trained on).
 """
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ _MERGE = flags.DEFINE_list(
 
 def _main(argv: list[str]) -> None:
     common.require(config=_CONFIG.value)
-    from dpmix_tf.data import TableSettings, describe_dataset
+    from dpmix_tf.data import describe_settings
     from dpmix_tf.synthetic import fill, maintenance
 
     settings = _CONFIG.value.pool.to_dict()
@@ -65,13 +64,7 @@ def _main(argv: list[str]) -> None:
     if _LEFT_OUT.value:
         _import_left_out(folder, data, settings["images_per_class"])
         return _report(folder)
-    class_names, image_shape = describe_dataset(
-        data["name"],
-        data_dir=data["data_dir"],
-        image_size=data["image_size"],
-        channels=data["channels"],
-        **dataclasses.asdict(TableSettings.of(data)),
-    )
+    class_names, image_shape = describe_settings(data)
     if _IMPORT.value:
         fill.import_folder(folder, _IMPORT.value, class_names, image_shape)
     else:

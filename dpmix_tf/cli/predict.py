@@ -24,10 +24,7 @@ from dpmix_tf.cli.startup import start_tensorflow
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path
 from dpmix_tf.images import image_files, read_image
-from dpmix_tf.serving.client import Answer, connect
-
-# Paths of images -> for each its answer, or why there is none.
-Classify = Callable[[Sequence[Path]], list[Answer | DPMixError]]
+from dpmix_tf.serving.client import Answer, Classify, connect
 
 _WORKDIR = common.define_workdir("The --workdir of a training run; or give --server.")
 _WEIGHTS = flags.DEFINE_enum(

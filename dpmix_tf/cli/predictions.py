@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,12 +10,9 @@ from dpmix_tf.data.sources import progress
 from dpmix_tf.data.table_file import TextTable, quoted
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path, write_atomic
-from dpmix_tf.serving.client import Answer
+from dpmix_tf.serving.client import Answer, Classify
 
 _BATCH = 64  # images that are classified together
-
-# Paths of images -> for each its answer, or why there is none.
-Classify = Callable[[Sequence[Path]], list[Answer | DPMixError]]
 
 
 def write_predictions(

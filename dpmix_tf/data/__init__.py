@@ -7,6 +7,7 @@ from dpmix_tf.data.registry import (
     DATASETS,
     Dataset,
     describe_dataset,
+    describe_settings,
     load_dataset,
     load_left_out,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "TableSettings",
     "TableSource",
     "describe_dataset",
+    "describe_settings",
     "in_order",
     "load_dataset",
     "load_left_out",

@@ -250,6 +250,14 @@ def describe_dataset(
     return class_folders(folder), (side, side, channels or 3)
 
 
+def describe_settings(
+    data: Mapping[str, Any],
+) -> tuple[tuple[str, ...], tuple[int, int, int]]:
+    """Returns what `describe_dataset` says of the settings under `data` of a run."""
+    named = {key: data[key] for key in ("name", "data_dir", "image_size", "channels")}
+    return describe_dataset(**named, **dataclasses.asdict(TableSettings.of(data)))
+
+
 def _digits() -> tuple[ExampleSource, ExampleSource]:
     """scikit-learn's 1,797 handwritten digits; a fixed fifth is the test set."""
     from sklearn import datasets  # takes a second to import, and only digits need it

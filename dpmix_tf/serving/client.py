@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
@@ -25,6 +27,10 @@ class Answer(NamedTuple):
 
     classes: list[str]
     probabilities: list[float]
+
+
+# Paths of images -> for each its answer, or why there is none.
+Classify = Callable[[Sequence[Path]], list[Answer | DPMixError]]
 
 
 class Client(Protocol):

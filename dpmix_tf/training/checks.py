@@ -157,11 +157,8 @@ def check_source(
             f"The network takes images of shape {image_shape}; the source's are "
             f"{source.image_shape}."
         )
-    several = task == MULTI_LABEL
-    if len(source.class_names) > classes or (
-        several and len(source.class_names) < classes
-    ):
+    named = len(source.class_names)
+    if named != classes if task == MULTI_LABEL else named > classes:
         raise DPMixError(
-            f"The network has {classes} outputs; the source has "
-            f"{len(source.class_names)} classes."
+            f"The network has {classes} outputs; the source has {named} classes."
         )

@@ -70,15 +70,12 @@ def count_classes(
             "Both class_weights and privacy.class_counts_noise are given. Leave out "
             "one: public weights need no counts."
         )
-    classes = len(source.class_names)
+    labels = source.examine().labels  # of people, person by person
+    records = np.arange(len(source))
     if isinstance(source, PeopleSource):
-        owned = [source.images_of(person) for person in range(len(source))]
-    else:
-        owned = [np.array([index]) for index in range(len(source))]
-    labels = source.examples.examine().labels
-    per_record = np.stack(
-        [np.bincount(labels[images], minlength=classes) for images in owned]
-    )
+        records = records.repeat([len(source.images_of(one)) for one in records])
+    per_record = np.zeros((len(source), len(source.class_names)))
+    np.add.at(per_record, (records, labels), 1)
     counts, spent = noised_counts(per_record, plan, seed)
     counts = np.maximum(counts, 2 * plan.noise_multiplier)
     return Counted((counts.min() / counts).tolist(), spent)

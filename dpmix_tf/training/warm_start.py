@@ -4,7 +4,6 @@ The pool is public, so this costs no privacy budget, and private training need n
 its first updates on what the pool could have taught.
 """
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from dpmix_tf.data import ArraySource, Dataset, TableSettings, describe_dataset
+from dpmix_tf.data import ArraySource, Dataset, describe_settings
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path
 from dpmix_tf.models import network_digest, split_frozen_front
@@ -98,13 +97,7 @@ def pretrain(config: ConfigDict, folder: str | Path) -> float | None:
         )
     if config.warm_start.epochs == 0:
         raise DPMixError("Pretraining needs warm_start.epochs of 1 or more.")
-    classes, shape = describe_dataset(
-        config.data.name,
-        data_dir=config.data.data_dir,
-        image_size=config.data.image_size,
-        channels=config.data.channels,
-        **dataclasses.asdict(TableSettings.of(config.data)),
-    )
+    classes, shape = describe_settings(config.data)
     pool = SyntheticPool.load(config.pool.path, class_names=classes, image_shape=shape)
     maker = pool_views(config, pool)
     source = ArraySource(pool.images, pool.labels, pool.class_names)
