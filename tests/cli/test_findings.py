@@ -122,5 +122,5 @@ def test_from_a_table_of_findings_to_predictions_for_it(table, tmp_path):
         data = tf.constant([(table.parent / row["path"]).read_bytes()])
         expected = served(image_bytes=data)["probabilities"][0].numpy()
         ours = [float(row[f"probability_{name}"]) for name in FINDINGS]
-        np.testing.assert_allclose(ours, expected, atol=1e-5)
+        np.testing.assert_allclose(ours, expected, atol=1e-4)
     assert abs(sum(ours) - 1) > 1e-3  # each finding has its own
