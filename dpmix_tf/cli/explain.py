@@ -97,7 +97,7 @@ def explain(
         curve = TradeOff.of_pair(math.inf, 1.0)
     else:
         curve = trade_off(ledger, delta, group_size)
-    noises = {noise for noise, _, _ in ledger.parts()}
+    noises = {part.noise_multiplier for part in ledger.parts()}
     return Explained(
         epsilon=epsilon,
         delta=delta,

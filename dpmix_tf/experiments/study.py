@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.experiments.secret import FINGERPRINT
 from dpmix_tf.files import write_text_atomic
+from dpmix_tf.training.config import with_fields
 from dpmix_tf.training.workdir import differences, read_json
 from dpmix_tf.values import flatten
 from dpmix_tf.views import count_views
@@ -218,27 +219,10 @@ class Study:
         self, arm: str, epsilon: float, seed: int, fields: Mapping[str, Any] = {}
     ) -> ConfigDict:
         """Returns the config of an arm with these values; see config_of."""
-        config = self.config.base.copy_and_resolve_references()
-        config.lock()
         changes = self.changes(arm) | dict(fields)
         changes |= {"privacy.epsilon": epsilon}
         changes["seed"] = seed if self.public_seeds else None
-        for name, value in changes.items():
-            *path, last = name.split(".")
-            part = config
-            try:
-                for key in path:
-                    part = part[key]
-                if part is config.network or part is config.optimizer:
-                    with part.unlocked():
-                        part[last] = value
-                else:
-                    part[last] = value
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise DPMixError(
-                    f"Arm {arm!r} sets {name} = {value!r}: {str(error)[:300]}"
-                ) from error
-        return config
+        return with_fields(self.config.base, changes, f"Arm {arm!r}")
 
     def claim(self, root: Path, fingerprint: str | None = None) -> None:
         """Claims the experiment's folder; refuses a folder of another experiment.

@@ -11,6 +11,7 @@ from dpmix_tf.experiments.records import Cost, Results
 from dpmix_tf.experiments.study import exact
 from dpmix_tf.privacy import accounting
 from dpmix_tf.privacy.plan import round_up
+from dpmix_tf.privacy.selection import Choice
 
 
 def arms_table(results: Results) -> Table:
@@ -124,13 +125,10 @@ def tuning_table(results: Results) -> Table:
         if not found or not trials:
             continue
         plan = found[0].plan
-        total = accounting.tuning_epsilon(
-            noise_multiplier=plan.noise_multiplier,
-            sampling_probability=plan.sampling_probability,
-            updates=plan.updates * study.config.tuning_seeds,
-            delta=plan.delta,
-            trials=len(study.trials),
-        )
+        choice = Choice(len(study.trials), "geometric", None)
+        updates = plan.updates * study.config.tuning_seeds
+        part = plan.part(updates)._replace(choice=choice)
+        total = accounting.composed_epsilon((part,), plan.delta, "rdp")
         tried = ", ".join(
             f"{in_words(dict(each.run.trial))}: {100 * each.score:.2f}"
             for each in trials

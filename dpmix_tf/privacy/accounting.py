@@ -16,14 +16,13 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-import dp_accounting
 import numpy as np
-from dp_accounting import dp_event, pld, rdp
+from dp_accounting import pld
 from scipy import optimize
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.privacy import losses
-from dpmix_tf.privacy.losses import Part
+from dpmix_tf.privacy import losses, selection
+from dpmix_tf.privacy.selection import Part
 
 ACCOUNTANTS = ("pld", "rdp")
 
@@ -62,7 +61,8 @@ def epsilon(
     Raises:
       DPMixError: see composed_epsilon.
     """
-    parts = ((noise_multiplier, sampling_probability, updates),) if updates else ()
+    part = Part(noise_multiplier, sampling_probability, updates)
+    parts = (part,) if updates else ()
     return composed_epsilon(parts, delta, accountant, group_size)
 
 
@@ -72,9 +72,10 @@ def composed_epsilon(
     """Returns epsilon of several series of updates on the same examples, together.
 
     Args:
-      parts: (noise_multiplier, sampling_probability, updates), updates 1 or more.
+      parts: see selection.Part.
       delta: in (0, 1), of the whole.
-      accountant: "pld" or "rdp"; "pld" for groups.
+      accountant: "pld" or "rdp"; "pld" for groups, "rdp" for what was chosen among
+        trials.
       group_size: how many examples are added or removed together, 1 or more.
 
     Returns:
@@ -95,6 +96,12 @@ def composed_epsilon(
             f'accountant only, received: {accountant!r}. Use accountant="pld", or '
             'ledger.epsilon(delta, "pld", group_size=...) of a trained model.'
         )
+    if accountant != "rdp" and any(part.choice for part in parts):
+        raise DPMixError(
+            "The network was chosen among trials, whose cost is known by Renyi "
+            f'divergences only; received: accountant="{accountant}", group_size='
+            f'{group_size}. Use "rdp" (privacy.accountant), and no groups.'
+        )
     return _composed_epsilon(parts, delta, accountant, int(group_size))
 
 
@@ -113,16 +120,14 @@ def _composed_epsilon(
 ) -> float:
     if not parts:
         return 0.0
-    if any(noise_multiplier == 0 for noise_multiplier, _, _ in parts):
+    if any(part.noise_multiplier == 0 for part in parts):
         return math.inf
     with _failures_explained(parts, delta, accountant, group_size):
         if accountant == "pld":
             whole = losses.refined(parts, delta, group_size)
             return float(whole.get_epsilon_for_delta(delta))
-        ledger = rdp.RdpAccountant()
-        for noise_multiplier, sampling_probability, updates in parts:
-            ledger.compose(_event(noise_multiplier, sampling_probability), updates)
-        return float(ledger.get_epsilon(delta))
+        made = selection.accountants(parts)
+        return max(float(each.get_epsilon(delta)) for each in made)
 
 
 def composed_losses(
@@ -161,8 +166,8 @@ def _failures_explained(
     except (ValueError, OverflowError) as error:  # where very little or much is spent
         described = "; ".join(
             f"noise_multiplier = {noise:g}, sampling_probability = {probability:g}, "
-            f"updates = {updates}"
-            for noise, probability, updates in parts
+            f"updates = {updates}" + (f", {choice}" if choice else "")
+            for noise, probability, updates, choice in parts
         )
         advice = (
             "Use the other accountant."
@@ -173,45 +178,6 @@ def _failures_explained(
             f"The {accountant.upper()} accountant cannot compute epsilon at {described}"
             f", delta = {delta:g}: {error} {advice}"
         ) from error
-
-
-def _event(
-    noise_multiplier: float, sampling_probability: float
-) -> dp_accounting.DpEvent:
-    """One update."""
-    event = dp_accounting.GaussianDpEvent(noise_multiplier)
-    if sampling_probability < 1:
-        return dp_accounting.PoissonSampledDpEvent(sampling_probability, event)
-    return event
-
-
-def tuning_epsilon(
-    *,
-    noise_multiplier: float,
-    sampling_probability: float,
-    updates: int,
-    delta: float,
-    trials: int,
-) -> float:
-    """Returns epsilon of publishing the best of several trainings on the same examples.
-
-    For a number of trainings that is itself drawn, from a geometric distribution with
-    mean `trials` (Papernot and Steinke 2022, theorem 2 with eta = 1); a number fixed
-    beforehand has no better bound known than adding them up. By Renyi divergences.
-
-    Args:
-      noise_multiplier: of each training, as the next three.
-      sampling_probability: q in (0, 1].
-      updates: number of updates.
-      delta: in (0, 1), of the whole.
-      trials: mean number of trainings, above 1.
-    """
-    one = dp_accounting.SelfComposedDpEvent(
-        _event(noise_multiplier, sampling_probability), updates
-    )
-    ledger = rdp.RdpAccountant()
-    ledger.compose(dp_event.RepeatAndSelectDpEvent(one, mean=trials, shape=1))
-    return float(ledger.get_epsilon(delta))
 
 
 @functools.lru_cache(maxsize=512)
@@ -242,16 +208,23 @@ def noise_multiplier_for(
     delta: float,
     accountant: str = "pld",
     besides: tuple[Part, ...] = (),
+    choice: selection.Choice | None = None,
 ) -> float:
     """Returns the smallest noise multiplier that keeps epsilon at or below the target.
 
     The answer is within 0.01 % of the smallest and never below it: epsilon of the
     returned value, by the same accountant, is at most `target_epsilon`, together with
-    what is spent `besides`.
+    what is spent `besides`, and with the `choice` among trials.
 
     Raises:
       DPMixError: no noise is enough, see composed_epsilon too.
     """
+    if choice and selection.score_epsilon(choice, delta) > target_epsilon:
+        raise DPMixError(
+            f"Scoring trials with noise of {choice.score_noise} on the number of "
+            f"validation records costs more than epsilon = {target_epsilon:g}. Raise "
+            "privacy.score_noise, or leave it to bin/tune.py."
+        )
     if besides and composed_epsilon(besides, delta, accountant) >= target_epsilon:
         raise DPMixError(
             f"What is released besides training spends all of epsilon = "
@@ -259,7 +232,7 @@ def noise_multiplier_for(
         )
 
     def spent(noise: float) -> float:
-        part = noise, sampling_probability, updates
+        part = Part(noise, sampling_probability, updates, choice)
         return composed_epsilon((part, *besides), delta, accountant)
 
     # Of many updates with much noise the sum is nearly Gaussian: this is about right.
@@ -270,7 +243,7 @@ def noise_multiplier_for(
 
     @functools.cache
     def coarse(noise: float) -> float:
-        parts = [(noise, sampling_probability, updates), *besides]
+        parts = [Part(noise, sampling_probability, updates), *besides]
         grid = losses.REFINEMENT * losses.coarse_grid(parts)
         return float(losses.on_grid(parts, grid).get_epsilon_for_delta(delta))
 

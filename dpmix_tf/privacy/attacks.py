@@ -9,8 +9,9 @@ Differential Privacy, proposition 2.12): for every epsilon >= 0,
   TPR <= e^epsilon FPR + delta,   1 - TPR >= e^-epsilon (1 - FPR - delta).
 
 The least over all epsilons is the trade-off curve. One pair (epsilon, delta) gives a
-weaker limit. The profile comes from the PLD accountant, whatever the plan's own one,
-and covers both neighbours: records added and records removed. Every number here errs
+weaker limit. The profile comes from the PLD accountant, whatever the plan's own one (of
+what was chosen among trials, from Renyi divergences, which allow attacks more), and
+covers both neighbours: records added and records removed. Every number here errs
 on the side of an attack that is too strong.
 """
 
@@ -25,7 +26,7 @@ import numpy as np
 from scipy import special
 
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.privacy import accounting
+from dpmix_tf.privacy import accounting, selection
 from dpmix_tf.privacy.ledger import Ledger
 from dpmix_tf.privacy.plan import PrivacyPlan, check_number
 
@@ -207,10 +208,12 @@ def _trade_off(
     points: int,
     coarse: bool = False,
 ) -> TradeOff:
-    if any(noise_multiplier == 0 for noise_multiplier, _, _ in parts):
+    if any(part.noise_multiplier == 0 for part in parts):
         return TradeOff.of_pair(math.inf, 1.0)
     if not parts:
         return TradeOff.of_pair(0.0, 0.0)
+    if any(part.choice for part in parts):
+        return _of_choice(parts, group_size)
     losses = accounting.composed_losses(parts, delta, group_size, coarse)
     # Of very many updates the accountant may count more than that as revealing all.
     for least in _LEAST_DELTA * 10.0 ** np.arange(12):
@@ -220,6 +223,21 @@ def _trade_off(
     epsilons = np.linspace(0.0, min(largest, _MOST_LOSS), points)
     deltas = losses.get_delta_for_epsilon(epsilons) + _ROUNDING
     return TradeOff(epsilons, np.clip(deltas, 0.0, 1.0))
+
+
+def _of_choice(parts: tuple[accounting.Part, ...], group_size: int) -> TradeOff:
+    """By Renyi divergences: the profile of what was chosen among trials.
+
+    Raises:
+      DPMixError: groups are asked for.
+    """
+    # At any delta: this refuses groups.
+    accounting.composed_epsilon(parts, _LEAST_DELTA, "rdp", group_size)
+    made = selection.accountants(parts)
+    largest = max(float(each.get_epsilon(_LEAST_DELTA)) for each in made)
+    epsilons = np.linspace(0.0, min(largest, _MOST_LOSS), _SEARCH_POINTS)
+    deltas = [[each.get_delta(epsilon) for epsilon in epsilons] for each in made]
+    return TradeOff(epsilons, np.clip(np.max(deltas, axis=0), 0.0, 1.0))
 
 
 def _gaussian_deltas(mu: float, epsilons: np.ndarray) -> np.ndarray:
@@ -278,7 +296,7 @@ def plan_for_attack(
         )
 
     def success(noise: float, coarse: bool = False) -> float:
-        part = noise, float(plan.sampling_probability), int(updates)
+        part = accounting.Part(noise, float(plan.sampling_probability), int(updates))
         curve = _trade_off((part,), float(delta), 1, _SEARCH_POINTS, coarse)
         return curve.true_positive_rate(at_fpr)
 

@@ -152,10 +152,17 @@ class Ledger:
         )
 
     def parts(self) -> tuple[accounting.Part, ...]:
-        """Noise multiplier, sampling probability and updates made, by plan."""
-        return tuple(
-            plan.part(updates) for plan, updates in self.by_plan().items() if updates
-        )
+        """What was done to the records: by plan, and by run where runs were chosen.
+
+        Of equal plans, two choices among trials are two releases; the updates of other
+        runs are one series.
+        """
+        found = []
+        for plan, updates in self.by_plan().items():
+            runs = [e for e in self.entries if e.plan == plan and e.updates]
+            times = len(runs) if plan.choice else min(updates, 1)
+            found += times * [plan.part(updates)]
+        return tuple(found)
 
     def without_counts(self) -> "Ledger":
         """Returns the entries of trainings, without releases of class counts."""

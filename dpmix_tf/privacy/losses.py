@@ -13,8 +13,7 @@ from dp_accounting.pld import privacy_loss_distribution
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 from dpmix_tf.privacy import groups
-
-Part = tuple[float, float, int]  # noise_multiplier, sampling_probability, updates
+from dpmix_tf.privacy.selection import Part
 
 # PLD rounds privacy losses to a grid, always to the safe side. The finest one is
 # dp_accounting's default. Where one update's losses range widely (little noise), a grid
@@ -34,7 +33,7 @@ def refined(
     each is an upper bound, and refining only tightens it.
 
     Args:
-      parts: series of updates, all of them with noise.
+      parts: series of updates, all of them with noise, none chosen among trials.
       delta: in (0, 1), at which epsilon is compared.
       group_size: how many examples are added or removed together, 1 or more.
     """
@@ -56,12 +55,12 @@ def on_grid(
     """Returns the losses of all parts together, on one grid.
 
     Args:
-      parts: series of updates, all of them with noise.
+      parts: series of updates, all of them with noise, none chosen among trials.
       grid: spacing of the losses; all bounds hold, smaller ones are tighter.
       group_size: how many examples are added or removed together, 1 or more.
     """
     whole = privacy_loss_distribution.identity(grid)
-    for noise_multiplier, sampling_probability, updates in parts:
+    for noise_multiplier, sampling_probability, updates, _ in parts:
         if group_size == 1 and sampling_probability < 1:
             losses = privacy_loss_distribution.from_gaussian_mechanism(
                 noise_multiplier,
@@ -83,7 +82,7 @@ def on_grid(
 def coarse_grid(parts: Sequence[Part], group_size: int = 1) -> float:
     """The coarsest grid that has a few thousand points for every part."""
     longest = 0.0
-    for noise_multiplier, probability, updates in parts:
+    for noise_multiplier, probability, updates, _ in parts:
         if group_size > 1 and probability < 1:
             largest = groups.largest_loss(noise_multiplier, probability, group_size)
             longest = max(longest, largest)

@@ -9,6 +9,7 @@ import numpy as np
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import accounting
+from dpmix_tf.privacy.selection import DISTRIBUTIONS, Choice
 from dpmix_tf.values import hold_plain_values
 
 CLIPPINGS = ("fixed", "automatic")
@@ -55,6 +56,12 @@ class PrivacyPlan:
         maker says; 1 if every example has a gradient of its own.
       record: what is protected as a whole, and so sampled, clipped and counted as one:
         "example", an image with its label, or "person", with all their images.
+      trials: above 1, the mean number of trainings among which this one is chosen, see
+        privacy/selection.py: epsilon covers the choice (accountant "rdp" only).
+      trials_distribution: of their number, which is drawn and stays secret: "poisson",
+        "geometric" or "logarithmic".
+      score_noise: standard deviation of the noise, in records, on the validation score
+        by which one is chosen; None if validation records are public.
     """
 
     num_examples: int
@@ -68,6 +75,9 @@ class PrivacyPlan:
     clipping: str = "fixed"
     gamma: float = 0.01
     record: str = EXAMPLE
+    trials: float = 1.0
+    trials_distribution: str = "poisson"
+    score_noise: float | None = None
 
     def __post_init__(self) -> None:
         """Refuses values that would make the guarantee meaningless."""
@@ -99,6 +109,7 @@ class PrivacyPlan:
             raise DPMixError(
                 f"record must be one of {RECORDS}, received: {self.record!r}."
             )
+        self._check_choice()
         if self.delta >= 1 / self.num_examples:
             warnings.warn(
                 f"delta = {self.delta:g} is not below 1/num_examples = "
@@ -106,6 +117,30 @@ class PrivacyPlan:
                 "chosen at random would meet such a guarantee. Use a smaller delta.",
                 stacklevel=3,
             )
+
+    def _check_choice(self) -> None:
+        check_number("trials", self.trials, at_least=1.0)
+        if self.trials_distribution not in DISTRIBUTIONS:
+            raise DPMixError(
+                f"trials_distribution must be one of {', '.join(DISTRIBUTIONS)}, "
+                f"received: {self.trials_distribution!r}."
+            )
+        if self.score_noise is not None:
+            check_number("score_noise", self.score_noise, above=0.0)
+            if self.choice is None:
+                raise DPMixError("score_noise is for trials above 1. Leave it out.")
+        if self.choice and self.accountant != "rdp":
+            raise DPMixError(
+                f"The cost of choosing among trials = {self.trials:g} is known by Renyi "
+                f'divergences only: use accountant="rdp", not "{self.accountant}".'
+            )
+
+    @property
+    def choice(self) -> Choice | None:
+        """How the training is chosen among trials; None if it is the only one."""
+        if self.trials == 1:
+            return None
+        return Choice(float(self.trials), self.trials_distribution, self.score_noise)
 
     @classmethod
     def for_epsilon(
@@ -122,6 +157,9 @@ class PrivacyPlan:
         clipping: str = "fixed",
         gamma: float = 0.01,
         record: str = EXAMPLE,
+        trials: float = 1.0,
+        trials_distribution: str = "poisson",
+        score_noise: float | None = None,
         besides: "PrivacyPlan | None" = None,
     ) -> "PrivacyPlan":
         """Finds the least noise with which all updates cost at most `epsilon`.
@@ -138,6 +176,9 @@ class PrivacyPlan:
           clipping: "fixed" or "automatic".
           gamma: of automatic clipping.
           record: "example" or "person".
+          trials: mean number of trainings among which one is chosen.
+          trials_distribution: of their number.
+          score_noise: on validation scores, in records.
           besides: of another release from the same records, which epsilon covers too.
 
         Returns:
@@ -157,6 +198,9 @@ class PrivacyPlan:
             clipping=clipping,
             gamma=gamma,
             record=record,
+            trials=trials,
+            trials_distribution=trials_distribution,
+            score_noise=score_noise,
         )
         noise_multiplier = accounting.noise_multiplier_for(
             target_epsilon=epsilon,
@@ -165,6 +209,7 @@ class PrivacyPlan:
             delta=delta,
             accountant=accountant,
             besides=() if besides is None else (besides.part(),),
+            choice=plan.choice,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # delta was warned about just above
@@ -189,19 +234,23 @@ class PrivacyPlan:
         updates = self.updates if updates is None else int(updates)
         if updates < 0:
             raise DPMixError(f"updates must be 0 or more, received: {updates}.")
-        return accounting.epsilon(
-            noise_multiplier=float(self.noise_multiplier),
-            sampling_probability=float(self.sampling_probability),
-            updates=updates,
-            delta=float(self.delta),
-            accountant=self.accountant,
-            group_size=group_size,
+        parts = (self.part(updates),) if updates else ()
+        return accounting.composed_epsilon(
+            parts, float(self.delta), self.accountant, group_size
         )
 
     def part(self, updates: int | None = None) -> accounting.Part:
-        """Returns what the accountant needs to know of some updates; default: all."""
-        made = self.updates if updates is None else updates
-        return float(self.noise_multiplier), float(self.sampling_probability), made
+        """Returns what the accountant needs to know of some updates; default: all.
+
+        A choice among trials looks at all updates of each, however many it publishes.
+        """
+        made = self.updates if updates is None or self.choice else updates
+        return accounting.Part(
+            float(self.noise_multiplier),
+            float(self.sampling_probability),
+            made,
+            self.choice,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON-able arguments of `PrivacyPlan`."""

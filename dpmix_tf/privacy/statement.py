@@ -43,8 +43,11 @@ def not_covered(plan: PrivacyPlan, group_size: int = 1) -> tuple[str, ...]:
     several = _MORE_THAN_ONE[plan.record]
     if group_size > 1:
         several = several.replace("one example", f"{group_size} examples")
+    chosen = "hyperparameters chosen by looking at the same data"
+    if plan.choice:
+        chosen += ", other than by the choice among trials"
     return (
-        "hyperparameters chosen by looking at the same data",
+        chosen,
         "numbers computed without noise, such as training loss or validation accuracy",
         f"the number of {PLURAL[plan.record]} and the number and names of classes, "
         "which are taken as public",
@@ -153,6 +156,7 @@ def _assumptions(spent: dict[PrivacyPlan, int], ledger: Ledger) -> str:
         if conditions.UNCHECKED_SAMPLING in noted
         else "The batches were drawn by dpmix_tf's own Poisson sampler."
     )
+    sentences += [_choice(plan) for plan in spent if plan.choice]
     sentences += [text for name, text in _SENTENCES.items() if name in noted]
     sentences += [
         f"Epsilon also covers a release of how many {PLURAL[entry.plan.record]} have "
@@ -182,6 +186,27 @@ def _mechanism(plan: PrivacyPlan) -> str:
         "Gaussian noise of standard deviation "
         f"{plan.noise_multiplier * plan.sensitivity:.6g} times that norm was added "
         "once to each update's sum"
+    )
+
+
+def _choice(plan: PrivacyPlan) -> str:
+    """How one of several trainings was chosen, and what that assumes."""
+    people = PLURAL[plan.record]
+    distribution = plan.trials_distribution.replace("poisson", "Poisson")
+    if plan.score_noise is None:
+        scored = f"validation {people}, which are taken as public"
+    else:
+        scored = (
+            f"validation {people}, who are other {people}, with Gaussian noise of "
+            f"standard deviation {plan.score_noise:.6g} on the sum of scores in [0, 1]; "
+            "the guarantee holds for these too"
+        )
+        scored = scored.replace("examples, who are", "examples, which are")
+    return (
+        "Epsilon covers the choice of this training among others under the same "
+        f"plan, whose number was drawn from a {distribution} distribution "
+        f"with mean {plan.trials:g}: by scores on {scored}. That number, and everything "
+        "about the other trainings, must stay secret."
     )
 
 

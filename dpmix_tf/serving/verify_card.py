@@ -169,7 +169,7 @@ def _of_epsilon(
         )
         return
     trained = ledger.without_counts()
-    updates = f"{sum(updates for _, _, updates in trained.parts()):,}"
+    updates = f"{sum(trained.by_plan().values()):,}"
     said = ["nothing"] * 5 if found is None else list(found.groups())
     yield _check("statement's updates", said[0], updates, "the ledger")
     rounded, delta = round_up(epsilon), f"{privacy['delta']:g}"

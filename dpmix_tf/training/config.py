@@ -1,6 +1,42 @@
 """The settings of a run, and their defaults."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict, config_dict
+
+from dpmix_tf.errors import DPMixError
+
+
+def with_fields(config: ConfigDict, fields: Mapping[str, Any], who: str) -> ConfigDict:
+    """Returns a copy of a config with some fields set.
+
+    Args:
+      config: see default_config.
+      fields: values by dotted name.
+      who: sets them, for messages.
+
+    Raises:
+      DPMixError: runs have no such field, or it is of another type.
+    """
+    config = config.copy_and_resolve_references()
+    config.lock()
+    for name, value in fields.items():
+        *path, last = name.split(".")
+        part = config
+        try:
+            for key in path:
+                part = part[key]
+            if part is config.network or part is config.optimizer:
+                with part.unlocked():
+                    part[last] = value
+            else:
+                part[last] = value
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DPMixError(
+                f"{who} sets {name} = {value!r}: {str(error)[:300]}"
+            ) from error
+    return config
 
 
 def default_pool() -> ConfigDict:
@@ -123,6 +159,11 @@ def default_config() -> ConfigDict:
         "fixed"  # or automatic: every gradient as long as clip_norm
     )
     config.privacy.gamma = 0.01  # of automatic clipping
+    # Of bin/tune.py, which sets them: this run is chosen among a drawn number of trials
+    # with this mean, and epsilon covers the choice. See PrivacyPlan.
+    config.privacy.trials = 1.0
+    config.privacy.trials_distribution = "poisson"  # or geometric, logarithmic
+    config.privacy.score_noise = config_dict.placeholder(float)
     # Weighs classes by their numbers of records, counted once with noise of this
     # standard deviation, which epsilon covers; default: all alike.
     config.privacy.class_counts_noise = config_dict.placeholder(float)

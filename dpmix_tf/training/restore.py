@@ -14,7 +14,45 @@ from dpmix_tf.privacy import PrivacyPlan
 from dpmix_tf.training.checkpoints import load_latest
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.saving import kept_variables
-from dpmix_tf.training.workdir import differences, read_json
+from dpmix_tf.training.workdir import (
+    WorkDir,
+    differences,
+    read_json,
+    spent_updates,
+)
+
+
+def load_to_resume(
+    workdir: WorkDir, fingerprint: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """Loads a run's latest checkpoint if training may resume from it.
+
+    Args:
+      workdir: of the run.
+      fingerprint: of the training data as it is now.
+
+    Returns:
+      (arrays, metadata); None for a new run.
+
+    Raises:
+      DPMixError: the data has changed, or updates were made and their checkpoints are
+        gone.
+    """
+    saved = load_latest(workdir.checkpoints)
+    spent = spent_updates(workdir.path)
+    if saved is None and spent:
+        raise DPMixError(
+            f"{workdir.path} has spent {spent} updates (privacy.json), but its "
+            "checkpoints are gone: starting again there would spend them twice and "
+            "report them once. Use another --workdir, and count both."
+        )
+    if saved is not None and saved[1]["data_fingerprint"] != fingerprint:
+        raise DPMixError(
+            f"The training data has changed since the run in {workdir.path} began. A "
+            "resumed run repeats its noise, which is safe only on the same examples: "
+            "restore them, or use another --workdir."
+        )
+    return saved
 
 
 def restore_model(

@@ -30,11 +30,11 @@ from dpmix_tf.training.class_counts import count_classes, plan_of_counts
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.evaluation import Evaluator, Score, summary
 from dpmix_tf.training.optimizers import with_plain_schedule
-from dpmix_tf.training.restore import restore_model
+from dpmix_tf.training.restore import load_to_resume, restore_model
 from dpmix_tf.training.software import versions
 from dpmix_tf.training.stopping import StopSignal
 from dpmix_tf.training.warm_start import warm_start
-from dpmix_tf.training.workdir import Metrics, WorkDir, spent_updates
+from dpmix_tf.training.workdir import Metrics, WorkDir
 
 
 class Trainer:
@@ -102,7 +102,9 @@ class Trainer:
         )
         self._fingerprint = self.dataset.train.fingerprint()
         self._software = versions()
-        saved = self._load_checkpoint() if self.is_chief else None
+        saved = None
+        if self.workdir is not None:
+            saved = load_to_resume(self.workdir, self._fingerprint)
         if saved is not None:
             seed = randomness.Seed(int(saved[1]["seed"], 16), randomness.SYSTEM)
         else:
@@ -158,25 +160,6 @@ class Trainer:
         self._class_weights = json.loads(told)
         return spent
 
-    def _load_checkpoint(self):
-        """The latest checkpoint, (arrays, metadata), if training may resume from it."""
-        assert self.workdir is not None
-        saved = checkpoints.load_latest(self.workdir.checkpoints)
-        spent = spent_updates(self.workdir.path)
-        if saved is None and spent:
-            raise DPMixError(
-                f"{self.workdir.path} has spent {spent} updates (privacy.json), but "
-                "its checkpoints are gone: starting again there would spend them twice "
-                "and report them once. Use another --workdir, and count both."
-            )
-        if saved is not None and saved[1]["data_fingerprint"] != self._fingerprint:
-            raise DPMixError(
-                f"The training data has changed since the run in {self.workdir.path} "
-                "began. A resumed run repeats its noise, which is safe only on the "
-                "same examples: restore them, or use another --workdir."
-            )
-        return saved
-
     def _cache_dir(self) -> Path | None:
         """Where features are kept: several workers need a place that all can read."""
         if self.config.run.cache_dir is not None:
@@ -221,14 +204,48 @@ class Trainer:
         finally:
             self._close()
 
+    def train_and_score(self, source: ExampleSource) -> Score:
+        """Trains to the plan's last update, and scores the averaged weights.
+
+        The test set is left alone. A new Trainer of the same workdir can still `run`,
+        which then only measures it.
+
+        Args:
+          source: what to score on.
+
+        Returns:
+          The score, without noise: it is private.
+
+        Raises:
+          KeyboardInterrupt: see run.
+          DPMixError: a file cannot be written.
+        """
+        assert self.workdir is not None
+        self.workdir.refuse_if_closed()
+        try:
+            self._train(Metrics(self.workdir.path, keep_until=self.model.updates))
+            with self.model.average.applied():
+                return self._score(source)
+        finally:
+            self._close()
+
     def _run(self) -> dict[str, Any]:
-        run, plan, model = self.config.run, self.plan, self.model
         metrics = None
         if self.workdir is not None:
-            metrics = Metrics(self.workdir.path, keep_until=model.updates)
+            metrics = Metrics(self.workdir.path, keep_until=self.model.updates)
             if metrics.final is not None:
                 logging.info("%s holds a finished run.", self.workdir.path)
                 return metrics.final
+        self._train(metrics)
+        test = self.dataset.test if self.config.run.test else None
+        event = self._evaluate("test", test)
+        if metrics is None:
+            return event
+        return metrics.write("final", self.model, event)
+
+    def _train(self, metrics: Metrics | None) -> None:
+        """Makes the updates that are left, with checkpoints and evaluations."""
+        run, plan, model = self.config.run, self.plan, self.model
         if model.updates == 0:
             self._checkpoint()  # the seed must survive a stop before the first update
         batches = PoissonBatches(self.dataset.train, plan, seed=self._seed)
@@ -274,9 +291,6 @@ class Trainer:
                     raise self._stopped()
                 self._evaluate_if_due(metrics, history, shown)
                 bar.set_postfix(shown)
-        test = self.dataset.test if self.config.run.test else None
-        event = self._evaluate("test", test)
-        return metrics.write("final", model, event) if metrics is not None else event
 
     def _fit(self, batches, updates: int, callback) -> dict[str, list[float]]:
         """Fits; returns what Keras recorded, or nothing if an update was abandoned."""

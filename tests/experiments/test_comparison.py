@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from dpmix_tf.experiments.comparison import paired_difference, standard_error
+from dpmix_tf.privacy.selection import Choice
 from dpmix_tf.privacy import PrivacyPlan, accounting
 
 
@@ -55,12 +56,7 @@ def test_choosing_the_best_of_several_trainings_costs_more_than_one():
     )
 
     def cost(trials):
-        return accounting.tuning_epsilon(
-            noise_multiplier=plan.noise_multiplier,
-            sampling_probability=plan.sampling_probability,
-            updates=plan.updates,
-            delta=plan.delta,
-            trials=trials,
-        )
+        part = plan.part()._replace(choice=Choice(trials, "geometric", None))
+        return accounting.composed_epsilon((part,), plan.delta, "rdp")
 
     assert plan.epsilon() < cost(2) < cost(3) < cost(30) < 4 * plan.epsilon()
