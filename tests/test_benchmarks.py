@@ -144,3 +144,16 @@ def test_the_page_on_scale_says_where_the_model_was_wrong_by_less_than_a_fifth()
     page = (ROOT / "docs" / "scale.md").read_text()
     rows = re.findall(r"^\| \w+( \| \d+\.\d{3}){5} \| (\d\.\d\d) \|$", page, re.M)
     assert len(rows) == 2 and all(0.8 <= float(ratio) <= 1.2 for _, ratio in rows)
+
+
+def test_the_cost_of_a_choice_is_computed(tmp_path):
+    found = run(
+        *("selection.py", tmp_path / "s.json"),
+        *("--epsilons=8", "--trials=6", "--updates=50", "--batch_size=1000"),
+    )
+    assert [row["trials_distribution"] for row in found] == [
+        "poisson",
+        "geometric",
+        "logarithmic",
+    ]
+    assert all(row["noise"] > 1 and row["spent"] > 8 for row in found)

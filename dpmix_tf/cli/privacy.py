@@ -10,6 +10,8 @@ python bin/privacy.py --num_examples=50000 --delta=1e-5 --updates=2400 \
       --batch_size=4096 --explain --epsilons=1,4,8 --picture=attacks.png
 python bin/privacy.py --num_examples=50000 --delta=1e-5 --updates=2400 \
       --batch_size=4096 --attack_success=0.1 --at_fpr=0.01
+python bin/privacy.py --num_examples=50000 --delta=1e-5 --updates=2400 \
+      --batch_size=4096 --epsilon=8 --trials=6
 python bin/privacy.py --card=models/digits --explain
 python bin/privacy.py --verify=models/digits
 """
@@ -20,6 +22,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 
@@ -30,6 +33,7 @@ from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import write_atomic
 from dpmix_tf.privacy import Ledger, PrivacyPlan, accounting, attacks
 from dpmix_tf.privacy.plan import finite_or_none, round_up
+from dpmix_tf.privacy.selection import DISTRIBUTIONS
 from dpmix_tf.privacy.statement import state_guarantee
 
 _NUM_EXAMPLES = flags.DEFINE_integer(
@@ -49,6 +53,15 @@ _GROUP = flags.DEFINE_integer(
     "group_size",
     1,
     "Above 1: say too what holds for people with at most so many examples (PLD).",
+)
+_TRIALS = flags.DEFINE_float(
+    "trials",
+    1.0,
+    "Above 1: the best of so many trainings on average is published, see bin/tune.py; "
+    "--updates are those of one (RDP).",
+)
+_DISTRIBUTION = flags.DEFINE_enum(
+    "distribution", "poisson", list(DISTRIBUTIONS), "Of the number of --trials."
 )
 _FORMAT = flags.DEFINE_enum("format", "table", ["table", "json"], "Output format.")
 _PICTURE = flags.DEFINE_string(
@@ -141,11 +154,14 @@ def _answer(plan: PrivacyPlan) -> None:
         print(json.dumps(answer, indent=2))
     else:
         of_group = [(f"epsilon, group of {size}", round_up(group_epsilon))]
+        mean = f"{plan.trials:g}, {plan.trials_distribution}"
+        trials = [("trials, mean number", mean)] if plan.choice else []
         for name, value in (
             ("epsilon", round_up(plan.epsilon())),
             *(of_group if size > 1 else []),
             ("delta", f"{plan.delta:g}"),
             ("noise multiplier", f"{plan.noise_multiplier:.4f}"),
+            *trials,
             ("updates", f"{plan.updates:,}"),
             ("expected batch size", f"{plan.expected_batch_size:g}"),
             ("sampling probability", f"{plan.sampling_probability:.6g}"),
@@ -248,8 +264,20 @@ def _for_epsilon(epsilon: float) -> PrivacyPlan:
         num_examples=_NUM_EXAMPLES.value,
         expected_batch_size=_BATCH.value,
         updates=_UPDATES.value,
-        accountant=_ACCOUNTANT.value,
+        **_how(),
     )
+
+
+def _how() -> dict[str, Any]:
+    """The plan's fields that are not solved for."""
+    accountant = _ACCOUNTANT.value
+    if _TRIALS.value != 1 and not flags.FLAGS["accountant"].present:
+        accountant = "rdp"  # the only one that knows the cost of a choice
+    return {
+        "accountant": accountant,
+        "trials": _TRIALS.value,
+        "trials_distribution": _DISTRIBUTION.value,
+    }
 
 
 def _for_attack() -> PrivacyPlan:
@@ -295,7 +323,7 @@ def _solve() -> PrivacyPlan:
                 "num_examples": _NUM_EXAMPLES.value,
                 "expected_batch_size": _BATCH.value,
                 "updates": _UPDATES.value,
-                "accountant": _ACCOUNTANT.value,
+                **_how(),
                 **changes,
             }
         )
@@ -330,12 +358,20 @@ def draw_curve(plan: PrivacyPlan, path: str) -> None:
     count = min(plan.updates, 25)
     updates = sorted({max(1, plan.updates * i // count) for i in range(count + 1)})
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for accountant, style in (("pld", "-"), ("rdp", "--")):
+    styles = {"pld": "-", "rdp": "--"}
+    known = [plan.accountant] if plan.choice else list(styles)
+    for accountant in known:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             other = dataclasses.replace(plan, accountant=accountant)
         epsilons = [other.epsilon(update) for update in updates]
-        axes.plot(updates, epsilons, style, color="black", label=accountant.upper())
+        axes.plot(
+            updates,
+            epsilons,
+            styles[accountant],
+            color="black",
+            label=accountant.upper(),
+        )
     axes.set(
         xlabel="updates",
         ylabel=f"epsilon at delta = {plan.delta:g}",

@@ -9,7 +9,7 @@ import numpy as np
 
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.privacy import accounting
-from dpmix_tf.privacy.selection import DISTRIBUTIONS, Choice
+from dpmix_tf.privacy.selection import Choice, check_distribution
 from dpmix_tf.values import hold_plain_values
 
 CLIPPINGS = ("fixed", "automatic")
@@ -120,18 +120,14 @@ class PrivacyPlan:
 
     def _check_choice(self) -> None:
         check_number("trials", self.trials, at_least=1.0)
-        if self.trials_distribution not in DISTRIBUTIONS:
-            raise DPMixError(
-                f"trials_distribution must be one of {', '.join(DISTRIBUTIONS)}, "
-                f"received: {self.trials_distribution!r}."
-            )
+        check_distribution(self.trials_distribution)
         if self.score_noise is not None:
             check_number("score_noise", self.score_noise, above=0.0)
             if self.choice is None:
                 raise DPMixError("score_noise is for trials above 1. Leave it out.")
         if self.choice and self.accountant != "rdp":
             raise DPMixError(
-                f"The cost of choosing among trials = {self.trials:g} is known by Renyi "
+                f"What choosing among trials = {self.trials:g} costs is known by Renyi "
                 f'divergences only: use accountant="rdp", not "{self.accountant}".'
             )
 

@@ -20,9 +20,20 @@ from typing import NamedTuple
 
 from dp_accounting import dp_event, rdp
 
+from dpmix_tf.errors import DPMixError
+
 # Distributions of the number of trials, by the `shape` that dp_accounting gives them.
 # Only the Poisson distribution may draw none.
 DISTRIBUTIONS = {"poisson": math.inf, "geometric": 1.0, "logarithmic": 0.0}
+
+
+def check_distribution(name: str) -> None:
+    """Raises DPMixError unless a distribution of the number of trials is known."""
+    if name not in DISTRIBUTIONS:
+        raise DPMixError(
+            f"trials_distribution must be one of {', '.join(DISTRIBUTIONS)}, received: "
+            f"{name!r}."
+        )
 
 
 class Choice(NamedTuple):

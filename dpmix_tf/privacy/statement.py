@@ -198,15 +198,15 @@ def _choice(plan: PrivacyPlan) -> str:
     else:
         scored = (
             f"validation {people}, who are other {people}, with Gaussian noise of "
-            f"standard deviation {plan.score_noise:.6g} on the sum of scores in [0, 1]; "
-            "the guarantee holds for these too"
+            f"standard deviation {plan.score_noise:.6g} on the sum of scores in [0, 1];"
+            " the guarantee holds for these too"
         )
         scored = scored.replace("examples, who are", "examples, which are")
     return (
         "Epsilon covers the choice of this training among others under the same "
         f"plan, whose number was drawn from a {distribution} distribution "
-        f"with mean {plan.trials:g}: by scores on {scored}. That number, and everything "
-        "about the other trainings, must stay secret."
+        f"with mean {plan.trials:g}: by scores on {scored}. That number, and all that "
+        "is known about the other trainings, must stay secret."
     )
 
 

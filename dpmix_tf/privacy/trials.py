@@ -12,15 +12,28 @@ from dpmix_tf.privacy.counts import clipped_counts
 from dpmix_tf.privacy.selection import Choice, score_epsilon
 
 
-def draw_trials(choice: Choice) -> int:
-    """Draws the number of trials, which must stay secret, from the operating system."""
+def draw_trials(choice: Choice, candidates: int) -> list[int]:
+    """Draws, from the operating system, how many trials there are and what each tries.
+
+    Args:
+      choice: holds the distribution of the number.
+      candidates: how many there are to draw from, 1 or more.
+
+    Returns:
+      Each trial's candidate, in [0, candidates), drawn independently of all others.
+      Their number must stay secret.
+    """
     generator = np.random.default_rng(randomness.fresh_seed())
+    return generator.integers(candidates, size=_number(choice, generator)).tolist()
+
+
+def _number(choice: Choice, generator: np.random.Generator) -> int:
     if choice.distribution == "poisson":
         return int(generator.poisson(choice.trials))
     if choice.distribution == "geometric":
         return int(generator.geometric(1 / choice.trials))
 
-    def excess(log_gamma: float) -> float:  # of the mean, in dp_accounting's terms
+    def excess(log_gamma: float) -> float:  # of the mean, in the paper's terms
         return -math.expm1(-log_gamma) / log_gamma - choice.trials
 
     # gamma is 1 - p; its logarithm is searched, for p is close to 1.

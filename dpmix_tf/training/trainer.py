@@ -102,9 +102,8 @@ class Trainer:
         )
         self._fingerprint = self.dataset.train.fingerprint()
         self._software = versions()
-        saved = None
-        if self.workdir is not None:
-            saved = load_to_resume(self.workdir, self._fingerprint)
+        workdir = self.workdir
+        saved = load_to_resume(workdir, self._fingerprint) if workdir else None
         if saved is not None:
             seed = randomness.Seed(int(saved[1]["seed"], 16), randomness.SYSTEM)
         else:

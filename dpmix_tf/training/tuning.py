@@ -3,6 +3,7 @@
 See privacy/selection.py for why and what it costs.
 """
 
+import contextlib
 import dataclasses
 import gc
 import itertools
@@ -20,10 +21,11 @@ from ml_collections import ConfigDict
 from scipy import special
 
 from dpmix_tf.data import Dataset, ExampleSource, PeopleSource, load_dataset
-from dpmix_tf.errors import DPMixError
+from dpmix_tf.errors import DivergedError, DPMixError
 from dpmix_tf.files import local_path, lock_file, write_atomic, write_text_atomic
 from dpmix_tf.privacy import PrivacyPlan, randomness
 from dpmix_tf.privacy.plan import EXAMPLE
+from dpmix_tf.privacy.selection import check_distribution
 from dpmix_tf.privacy.trials import draw_trials, noised_score, score_noise_for
 from dpmix_tf.training.build import build_model, make_plan, pin_weights
 from dpmix_tf.training.config import with_fields
@@ -32,8 +34,11 @@ from dpmix_tf.training.trainer import Trainer
 from dpmix_tf.training.workdir import differences, read_json
 
 BEST = "best"  # the folder of the run that may be published
+_DIVERGED = -1e9  # score of a trial whose weights are no longer finite
 # Other data, or other ways to run, are not settings to choose by a score.
 _FIXED = ("data", "run", "seed", "pool")
+# The cost of a trial must not depend on which candidate it draws.
+_FREE = ("clip_norm", "clipping", "gamma")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,11 +97,13 @@ class Tuner:
         self._choices = {name: list(values) for name, values in choices.items()}
         self._config = pin_weights(self._with_choice(config, trials, distribution))
         self._dataset = dataset or load_dataset(**self._config.data.to_dict())
-        if self._dataset.validation is None:
+        validation = self._dataset.validation
+        if validation is None:
             raise DPMixError(
                 "Trials are scored on validation records, and there are none: set "
                 "data.validation_fraction above 0."
             )
+        self._validation = validation
         if not public_validation:
             privacy = self._config.privacy
             privacy.score_noise = score_noise_for(
@@ -107,6 +114,8 @@ class Tuner:
         try:
             self._refuse_another_tuning()
             self._plan = self._check_candidates()
+            assert self._plan.choice is not None
+            self._choice = self._plan.choice
         except BaseException:
             self._lock.close()
             raise
@@ -131,6 +140,7 @@ class Tuner:
             )
         if not (math.isfinite(trials) and trials > 1):
             raise DPMixError(f"trials must be above 1, received: {trials}.")
+        check_distribution(distribution)
         config.privacy.trials = float(trials)
         config.privacy.trials_distribution = distribution
         config.privacy.accountant = "rdp"
@@ -140,10 +150,12 @@ class Tuner:
 
     def _combine(self) -> list[dict[str, Any]]:
         for name, values in self._choices.items():
-            if name.partition(".")[0] in _FIXED:
+            part, _, field = name.partition(".")
+            if part in _FIXED or (part == "privacy" and field not in _FREE):
                 raise DPMixError(
                     f"{name} cannot be tuned: a candidate may not change "
-                    f"{', '.join(_FIXED)}."
+                    f"{', '.join(_FIXED)}, nor of privacy anything but "
+                    f"{', '.join(_FREE)}."
                 )
             if not values:
                 raise DPMixError(f"There is no value to try for {name}.")
@@ -199,8 +211,7 @@ class Tuner:
         """Builds each candidate once, so that a bad one is refused before the budget.
 
         Raises:
-          DPMixError: one cannot be built, or has another privacy cost: then the
-            cost of a trial would depend on the candidate that it draws.
+          DPMixError: one cannot be built.
         """
         train, plans = self._dataset.train, []
         for candidate in self._candidates:
@@ -211,13 +222,8 @@ class Tuner:
                 *(config, self._dataset, plan, seed), cache_dir=config.run.cache_dir
             )
             keras.backend.clear_session()
-            if plans and plan.part() != plans[0].part():
-                raise DPMixError(
-                    f"{candidate} changes what a trial costs. Candidates may not "
-                    "differ in epsilon, expected_batch_size or updates: tune these "
-                    "one against the other by TAN's rule, see docs/tuning.md."
-                )
             plans.append(plan)
+            assert plan.part() == plans[0].part(), "a trial's cost is its candidate's"
         return plans[0]
 
     def run(self) -> Tuned:
@@ -238,9 +244,7 @@ class Tuner:
         """The candidate of each trial, drawn once."""
         path = self.workdir / "tuning.json"
         if not path.exists():
-            count = draw_trials(self._plan.choice)
-            generator = np.random.default_rng(randomness.fresh_seed())
-            drawn = generator.integers(len(self._candidates), size=count).tolist()
+            drawn = draw_trials(self._choice, len(self._candidates))
             about = self._about() | {"secret": True, "trials": drawn}
             _write_secret(path, about)
         drawn = read_json(path)["trials"]
@@ -266,13 +270,15 @@ class Tuner:
         # Without validation records: their accuracy would be written without noise.
         dataset = dataclasses.replace(self._dataset, validation=None)
         trainer = Trainer(self._config_of(candidate), folder, dataset=dataset)
-        validation = self._dataset.validation
-        scores = record_scores(
-            trainer.train_and_score(validation), validation, self._dataset.train.record
-        )
-        choice = self._plan.choice
-        noised = noised_score(scores, choice, len(scores))
-        _write_secret(_score_file(folder), {"score": noised, "records": len(scores)})
+        noised, count = _DIVERGED, 0
+        # Weights that are no longer finite are seen from what is released.
+        with contextlib.suppress(DivergedError):
+            found = trainer.train_and_score(self._validation)
+            record = self._dataset.train.record
+            scores = record_scores(found, self._validation, record)
+            count = len(scores)
+            noised = noised_score(scores, self._choice, count)
+        _write_secret(_score_file(folder), {"score": noised, "records": count})
         del trainer
         keras.backend.clear_session()
         gc.collect()
@@ -293,6 +299,11 @@ class Tuner:
         best = self._keep_the_best(len(drawn))
         values = self._candidates[drawn[best - 1]]
         folder, found = self.workdir / BEST, read_json(_score_file(self._folder(best)))
+        if found["score"] == _DIVERGED:
+            raise DivergedError(
+                f"Every trial diverged, at the best {values}: nothing can be published"
+                f", and epsilon = {self._plan.epsilon():.3f} is spent. Try lower rates."
+            )
         if not folder.exists():
             self._folder(best).rename(folder)
         dataset = dataclasses.replace(self._dataset, validation=None)

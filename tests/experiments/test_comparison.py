@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from dpmix_tf.experiments.comparison import paired_difference, standard_error
-from dpmix_tf.privacy.selection import Choice
 from dpmix_tf.privacy import PrivacyPlan, accounting
+from dpmix_tf.privacy.selection import Choice
 
 
 def test_the_standard_error_is_the_means():

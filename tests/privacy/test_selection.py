@@ -39,9 +39,7 @@ def log_gamma_of(mean, distribution):
     """The truncated negative binomial distribution's parameter (definition 1)."""
     if distribution == "geometric":
         return -math.log(mean)
-    return optimize.brentq(
-        lambda x: (math.exp(-x) - 1) / -x - mean, -50.0, -1e-6
-    )
+    return optimize.brentq(lambda x: (math.exp(-x) - 1) / -x - mean, -50.0, -1e-6)
 
 
 def from_renyi(orders, divergences):
@@ -128,7 +126,7 @@ def test_what_is_known_exactly_is_never_above_the_claim(distribution, mean):
 def test_simulated_choices_never_exceed_the_claim(distribution):
     choice, noise, count = Choice(4.0, distribution, None), 2.0, 20_000
     random = np.random.default_rng(0)
-    numbers = [trials.draw_trials(choice) for _ in range(count)]
+    numbers = [len(trials.draw_trials(choice, 3)) for _ in range(count)]
 
     def best(shift):
         return np.array(
@@ -152,9 +150,13 @@ def test_simulated_choices_never_exceed_the_claim(distribution):
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_the_number_of_trials_is_drawn_as_it_is_accounted_for(distribution):
     mean, count = 5.0, 20_000
-    drawn = Counter(
-        trials.draw_trials(Choice(mean, distribution, None)) for _ in range(count)
-    )
+    choice = Choice(mean, distribution, None)
+    candidates = [trials.draw_trials(choice, 3) for _ in range(count)]
+    drawn = Counter(map(len, candidates))
+    # Each trial draws its candidate anew, whatever the others have drawn.
+    pairs = Counter(tuple(each[:2]) for each in candidates if len(each) > 1)
+    shares = np.array([pairs[a, b] for a in range(3) for b in range(3)])
+    assert stats.chisquare(shares).pvalue > 1e-4
     log_gamma = None if distribution == "poisson" else log_gamma_of(mean, distribution)
     for number in range(12):
         if distribution == "poisson":
@@ -297,7 +299,7 @@ def test_the_statement_tells_of_the_choice_and_of_what_it_assumes():
     said = state_guarantee(Ledger.planned(chosen_plan()), chosen_plan())
     assert "drawn from a Poisson distribution with mean 4" in said
     assert "noise of standard deviation 5 on the sum of scores" in said
-    assert "everything about the other trainings, must stay secret" in said
+    assert "all that is known about the other trainings, must stay secret" in said
     assert "other than by the choice among trials" in said
     public = chosen_plan(score_noise=None, trials_distribution="geometric")
     said = state_guarantee(Ledger.planned(public), public)
