@@ -42,7 +42,8 @@ report: $(INSTALLED)
 	$(RUN) bin/experiment.py --config=configs/experiments/digits_arms.py \
 		--workdir=runs/digits_arms --jobs=2
 	mkdir -p docs/digits_arms
-	cp runs/digits_arms/report.md runs/digits_arms/*.png docs/digits_arms/
+	cp runs/digits_arms/report.md runs/digits_arms/figures.json runs/digits_arms/*.png \
+		docs/digits_arms/
 
 museum: $(INSTALLED)
 	$(RUN) -m tests.museum.table docs/museum.md

@@ -15,8 +15,10 @@ import http.server
 import importlib
 import inspect
 import json
+import math
 import os
 import re
+import statistics
 import subprocess
 import sys
 import threading
@@ -220,6 +222,23 @@ def test_accuracies_on_the_page_of_results_are_the_reports():
     reports = "".join(path.read_text() for path in made)
     cells = re.findall(r"\d\d\.\d\d \(\d\.\d\d\)", text)
     assert len(cells) > 40 and all(cell in reports for cell in cells)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs").glob("*/figures.json")), ids=lambda p: p.parent.name
+)
+def test_the_tables_of_a_report_follow_from_its_runs(path):
+    report = (path.parent / "report.md").read_text()
+    runs = json.loads(path.read_text())["runs"]
+    for arm, epsilon in {(run["arm"], run["epsilon"]) for run in runs}:
+        for kind in ("test_accuracy", "test_accuracy_ema"):
+            values = [
+                100 * run[kind]
+                for run in runs
+                if (run["arm"], run["epsilon"]) == (arm, epsilon)
+            ]
+            error = statistics.stdev(values) / math.sqrt(len(values))
+            assert f"{statistics.mean(values):.2f} ({error:.2f})" in report
 
 
 @pytest.fixture(scope="module")

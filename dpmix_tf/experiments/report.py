@@ -1,5 +1,6 @@
-"""The report of an experiment: report.md, report.html and their pictures."""
+"""The report of an experiment: report.md, report.html, figures.json and pictures."""
 
+import json
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -24,11 +25,12 @@ from dpmix_tf.experiments.tables import (
     arms_table,
     clipped_table,
     cost_table,
+    figures,
     in_words,
     published_table,
     tuning_table,
 )
-from dpmix_tf.files import local_path
+from dpmix_tf.files import local_path, write_text_atomic
 from dpmix_tf.privacy.ledger import CHOSEN
 from dpmix_tf.privacy.statement import PLURAL, SEED_WARNINGS
 from dpmix_tf.training.build import load_pool
@@ -37,7 +39,9 @@ from dpmix_tf.views.preview import draw_views
 
 
 def write_report(study: Study, records: Sequence[Record], root: str | Path) -> Path:
-    """Writes report.md, report.html and the pictures into the experiment's folder.
+    """Writes report.md, report.html, figures.json and pictures into the folder.
+
+    figures.json has the accuracies of single runs, for whoever computes with them.
 
     Args:
       study: the experiment.
@@ -53,6 +57,8 @@ def write_report(study: Study, records: Sequence[Record], root: str | Path) -> P
     report = _Report(study, records, local_path(root, "The experiment's folder"))
     document = report.document()
     write_markdown(document, report.root)
+    text = json.dumps(figures(report.results), indent=1) + "\n"
+    write_text_atomic(report.root / "figures.json", text)
     return write_html(document, report.root)
 
 

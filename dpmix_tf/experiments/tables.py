@@ -162,3 +162,33 @@ def _mean(values: Sequence[float]) -> str:
         return ""
     error = standard_error(values)
     return f"{statistics.mean(values):.2f}" + (f" ({error:.2f})" if error else "")
+
+
+def figures(results: Results) -> dict[str, Any]:
+    """Returns the accuracies behind the tables, by run, as JSON-able values."""
+    found = [*results.trials, *results.runs]
+    return {
+        "title": results.study.config.title,
+        "runs": [
+            {
+                "arm": each.run.arm,
+                "epsilon": each.run.epsilon,
+                "seed": each.run.seed,
+                "tuned": dict(each.run.trial),
+                "test_accuracy": each.last_accuracy,
+                "test_accuracy_ema": each.accuracy,
+            }
+            for each in results.runs
+        ],
+        "trials": [
+            {
+                "arm": each.run.arm,
+                "epsilon": each.run.epsilon,
+                "seed": each.run.seed,
+                "tuned": dict(each.run.trial),
+                "validation_accuracy_ema": each.score,
+            }
+            for each in results.trials
+        ],
+        "software": [dict(each) for each in {tuple(r.software.items()) for r in found}],
+    }

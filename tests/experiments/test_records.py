@@ -76,6 +76,11 @@ def test_a_report_says_how_much_was_clipped_where_it_was_measured(tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert "## Clipping" in text and "| mixed | 45.00 (15.00) |" in text
     assert "no guarantee covers them" in text
+    told = json.loads((tmp_path / "figures.json").read_text())
+    assert [run["test_accuracy_ema"] for run in told["runs"]] == [
+        each.accuracy for each in records
+    ]
+    assert told["trials"] == [] and told["software"]
 
 
 def test_records_are_found_by_arm_and_epsilon_in_order_of_seed():
