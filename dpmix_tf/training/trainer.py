@@ -30,6 +30,7 @@ from dpmix_tf.training.class_counts import count_classes, plan_of_counts
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.evaluation import Evaluator, Score, summary
 from dpmix_tf.training.optimizers import with_plain_schedule
+from dpmix_tf.training.report import describe_release, noised_accuracy, plan_of_report
 from dpmix_tf.training.restore import restore_model
 from dpmix_tf.training.software import versions
 from dpmix_tf.training.stopping import StopSignal
@@ -100,6 +101,7 @@ class Trainer:
         self.plan = make_plan(
             config, len(self.dataset.train), self.dataset.train.record
         )
+        self._report = plan_of_report(config, self.dataset, self._new_seed.origin)
         self._fingerprint = self.dataset.train.fingerprint()
         self._software = versions()
         saved = self._load_checkpoint() if self.is_chief else None
@@ -276,6 +278,9 @@ class Trainer:
                 bar.set_postfix(shown)
         test = self.dataset.test if self.config.run.test else None
         event = self._evaluate("test", test)
+        if self._report is not None and self.workdir is not None:
+            release = describe_release(self._report, model.ledger)
+            self.workdir.write_privacy(model, release)
         return metrics.write("final", model, event) if metrics is not None else event
 
     def _fit(self, batches, updates: int, callback) -> dict[str, list[float]]:
@@ -322,10 +327,15 @@ class Trainer:
     def _evaluate(self, part: str, source: ExampleSource | None) -> dict[str, Any]:
         """Scores of the raw and the averaged weights; {} if there are no examples.
 
-        For the averaged weights also by class; on test examples, all figures.
+        For the averaged weights also by class; on test examples, all figures, or with
+        report.noise the noised accuracy alone.
         """
         if source is None or not self.is_chief:
             return {}
+        if part == "test" and self._report is not None:
+            with self.model.average.applied():
+                score = self._score(source)
+            return noised_accuracy(score, source, self._report, self._seed)
         raw = self._score(source)
         with self.model.average.applied():
             averaged = self._score(source)
