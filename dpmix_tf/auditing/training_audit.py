@@ -37,12 +37,14 @@ class Audit:
       confidence: of all bounds together.
       bounds: attack -> lower bounds on epsilon.
       rocs: attack -> its ROC.
+      canaries: attack -> how many it has guessed about.
     """
 
     claimed: tuple[float, float]
     confidence: float
     bounds: dict[str, list[Bound]]
     rocs: dict[str, Roc]
+    canaries: dict[str, int]
 
     @property
     def epsilon(self) -> float:
@@ -81,6 +83,7 @@ class Audit:
             "verdict": self.verdict(),
             "attacks": {
                 name: {
+                    "canaries": self.canaries[name],
                     "bounds": [dataclasses.asdict(bound) for bound in bounds],
                     **describe_roc(self.rocs[name]),
                 }
@@ -264,4 +267,6 @@ def _conclude(
             found.append(gaussian_bound(**arguments, plan=experiment.plan))
         bounds[name] = found
         rocs[name] = roc(scores, included, confidence=each)
-    return Audit((experiment.claimed.epsilon(), delta), confidence, bounds, rocs)
+    canaries = {name: len(included) for name, (_, included) in attacks.items()}
+    claimed = experiment.claimed.epsilon(), delta
+    return Audit(claimed, confidence, bounds, rocs, canaries)

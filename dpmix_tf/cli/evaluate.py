@@ -5,7 +5,8 @@
 
 Figures come with 95 % intervals, for the averaged weights also by class or label, and
 with --by for each group of a table's column. They are computed without noise: of
-private examples, no guarantee covers them.
+private examples, no guarantee covers them. Of a run with config.report.noise they say
+so first.
 """
 
 import json
@@ -16,6 +17,7 @@ from absl import flags
 from dpmix_tf.cli import common
 from dpmix_tf.cli.startup import start_tensorflow
 from dpmix_tf.errors import DPMixError
+from dpmix_tf.files import local_path
 
 _WORKDIR = common.define_workdir("The --workdir of a training run.")
 _SPLIT = flags.DEFINE_enum(
@@ -31,6 +33,12 @@ _BY = flags.DEFINE_list(
     "by", [], "Columns of the table by whose values to report; groups below 10 join."
 )
 
+_WARNING = (
+    "this run reports its test accuracy with noise (report.noise), because its test "
+    "records are private. The figures here have none: that guarantee does not cover "
+    "them. Keep them to yourself."
+)
+
 
 def _main(argv: list[str]) -> None:
     common.require(workdir=_WORKDIR.value)
@@ -38,8 +46,14 @@ def _main(argv: list[str]) -> None:
     from dpmix_tf.training import metrics
     from dpmix_tf.training.evaluation import make_predict, measure, summary
     from dpmix_tf.training.restore import restore_data, restore_network
+    from dpmix_tf.training.workdir import read_json
 
     result: dict[str, object] = {"split": _SPLIT.value}
+    config = read_json(local_path(_WORKDIR.value, "--workdir") / "config.json")
+    reported = config.get("report", {}).get("noise")
+    if _SPLIT.value == "test" and reported is not None:
+        result["warning"] = _WARNING
+        print(f"warning: {_WARNING}", file=sys.stderr)
     networks = {
         weights: restore_network(_WORKDIR.value, weights=weights)
         for weights in ("raw", "ema")

@@ -11,10 +11,15 @@ from dpmix_tf import plotting
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path, write_atomic
 from dpmix_tf.privacy import Ledger
-from dpmix_tf.privacy.attacks import PRECISION, TradeOff, trade_off
+from dpmix_tf.privacy.attacks import (
+    PRECISION,
+    RATES,
+    TradeOff,
+    in_percent,
+    trade_off,
+)
 from dpmix_tf.privacy.plan import finite_or_none, round_up
 
-RATES = (0.001, 0.01, 0.05)  # of false positives
 PRIORS = (0.5, 0.01)
 _LEAST_RATE = 1e-4  # of the picture
 _ABOUT = (
@@ -127,14 +132,14 @@ def _column(each: Explained) -> list[tuple[str, str]]:
         ("noise multiplier", "several" if noise is None else f"{noise:.4f}"),
     ]
     for rate in RATES:
-        found = _percent(each.curve.true_positive_rate(rate))
-        alone = _percent(each.pair.true_positive_rate(rate))
+        found = in_percent(each.curve.true_positive_rate(rate))
+        alone = in_percent(each.pair.true_positive_rate(rate))
         rows.append((f"finds, at {100 * rate:g} % false alarms", found))
         rows.append(("  by epsilon and delta alone", alone))
-    rows.append(("advantage", _percent(each.curve.advantage)))
+    rows.append(("advantage", in_percent(each.curve.advantage)))
     rows.append(("mu of Gaussian DP", round_up(each.curve.mu)))
     for prior in PRIORS:
-        sure = _percent(each.curve.posterior(prior, each.delta))
+        sure = in_percent(each.curve.posterior(prior, each.delta))
         rows.append((f"certainty of somebody {100 * prior:g} % sure", sure))
     return rows
 
@@ -145,20 +150,15 @@ def _in_words(each: Explained) -> str:
             "No guarantee: an attack may find everybody who is in the data, without a "
             "false alarm."
         )
-    found = _percent(each.curve.true_positive_rate(0.01))
+    found = in_percent(each.curve.true_positive_rate(0.01))
     even, rare = (each.curve.posterior(prior, each.delta) for prior in PRIORS)
     return (
         f"{each.name}: an attack that accuses 1 % of those who are not in the data "
         f"finds at most {found} of those who are. Whoever is 50 % sure beforehand that "
-        f"a record is in the data is at most {_percent(even)} sure afterwards; whoever "
-        f"is 1 % sure, at most {_percent(rare)}; except with probability "
+        f"a record is in the data is at most {in_percent(even)} sure afterwards; "
+        f"whoever is 1 % sure, at most {in_percent(rare)}; except with probability "
         f"{each.delta:g}."
     )
-
-
-def _percent(share: float) -> str:
-    """Rounded up, so that an attack is never shown weaker than it may be."""
-    return f"{math.ceil(share * 10_000 - 1e-9) / 100:.2f} %"
 
 
 def read_audit(path: str) -> dict[str, list[tuple[float, ...]]]:

@@ -6,8 +6,11 @@ python bin/export.py --workdir=runs/digits --output=digits.keras --weights=raw
 If --output is a folder, a SavedModel for TensorFlow Serving is written there: the next
 free version in the folder, or the version named (models/digits/3). NAME.keras is the
 Keras network, NAME.tflite a LiteRT model. The privacy card is in the SavedModel's
-assets.extra, or beside the file. serving/README.md describes the model's inputs and
-outputs.
+assets.extra, or beside the file: JSON for machines, Markdown, and HTML that prints to
+one page. serving/README.md describes the model's inputs and outputs.
+
+What only you know of the release, such as who is responsible for it, goes into
+config.card; bin/train.py with the run's --workdir writes it down, after training too.
 
 A run with a chosen seed (config.seed) has no guarantee: it is exported only with
 --research, and its card begins with a warning.
@@ -32,6 +35,12 @@ _WEIGHTS = flags.DEFINE_enum(
 _DATA_NAME = flags.DEFINE_string(
     "data_name", None, "Name of the training data on the card; default: the config's."
 )
+_AUDIT = flags.DEFINE_string(
+    "audit", None, "An audit.json of bin/audit.py by this run's plan, for the card."
+)
+_EVALUATION = flags.DEFINE_string(
+    "evaluation", None, "What bin/evaluate.py --by=... printed of it, for the card."
+)
 _RESEARCH = flags.DEFINE_bool(
     "research", False, "Export a run with a chosen seed, which has no guarantee."
 )
@@ -48,8 +57,10 @@ def _main(argv: list[str]) -> None:
         _WORKDIR.value,
         output,
         weights=_WEIGHTS.value,
-        data_name=_DATA_NAME.value,
         research=_RESEARCH.value,
+        data_name=_DATA_NAME.value,
+        audit=_AUDIT.value,
+        evaluation=_EVALUATION.value,
     )
     print(f"Exported, read back and compared: {exported}")
     if exported.is_dir():

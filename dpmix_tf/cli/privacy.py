@@ -13,6 +13,7 @@ python bin/privacy.py --num_examples=50000 --delta=1e-5 --updates=2400 \
 python bin/privacy.py --num_examples=50000 --delta=1e-5 --updates=2400 \
       --batch_size=4096 --epsilon=8 --trials=6
 python bin/privacy.py --card=models/digits --explain
+python bin/privacy.py --card=models/digits --registry > entry.yaml
 python bin/privacy.py --verify=models/digits
 """
 
@@ -90,6 +91,9 @@ _AUDIT = flags.DEFINE_string(
 _CARD = flags.DEFINE_string(
     "card", None, "Print the privacy card of this exported model, or --explain it."
 )
+_REGISTRY = flags.DEFINE_bool(
+    "registry", False, "Print --card as an entry of the OpenDP deployments registry."
+)
 _VERIFY = flags.DEFINE_string(
     "verify",
     None,
@@ -103,6 +107,8 @@ def _main(argv: list[str]) -> None:
         _verify_card(_VERIFY.value)
     elif _CARD.value is not None and _EXPLAIN.value:
         _explain_card(_CARD.value)
+    elif _CARD.value is not None and _REGISTRY.value:
+        _print_entry(_CARD.value)
     elif _CARD.value is not None:
         _print_card(_CARD.value)
     elif _EPSILONS.value is not None:
@@ -116,6 +122,8 @@ def _check_flags() -> None:
     for name, value in (("epsilons", _EPSILONS.value), ("audit", _AUDIT.value)):
         if value is not None and not _EXPLAIN.value:
             raise DPMixError(f"--{name} is for --explain: give that too.")
+    if _REGISTRY.value and (_CARD.value is None or _EXPLAIN.value):
+        raise DPMixError("Give --registry with --card, and without --explain.")
     if _AUDIT.value is not None and not _PICTURE.value:
         raise DPMixError("--audit is drawn into --picture: give that too.")
     if _VERIFY.value is not None and (_CARD.value is not None or _EXPLAIN.value):
@@ -221,6 +229,14 @@ def _print_card(path: str) -> None:
     card = read_card(path)
     as_json = _FORMAT.value == "json"
     print(json.dumps(card, indent=2) if as_json else to_markdown(card), end="")
+
+
+def _print_entry(path: str) -> None:
+    start_tensorflow()
+    from dpmix_tf.serving.privacy_card import read_card
+    from dpmix_tf.serving.registry import to_yaml
+
+    print(to_yaml(read_card(path)), end="")
 
 
 def _explain_card(path: str) -> None:

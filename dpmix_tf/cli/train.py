@@ -63,12 +63,19 @@ def _main(argv: list[str]) -> None:
     for words, name in (
         ("test accuracy     ", "test_accuracy"),
         ("test accuracy, EMA", "test_accuracy_ema"),
+        ("accuracy with noise", "test_accuracy_noised"),
         ("test AUROC        ", "test_auroc"),
         ("test AUROC, EMA   ", "test_auroc_ema"),
     ):
         # Missing without a test set or with run.test = False; or of the other task.
         if result.get(name) is not None:
             print(f"{words} {result[name]:.4f}")
+    if (release := spent.get("test_release")) and release["epsilon"] is not None:
+        print(
+            f"This costs each of the {release['records']:,} test records epsilon = "
+            f"{round_up(release['epsilon'])} at delta = {release['delta']:g}, apart "
+            "from the above."
+        )
     print(f"\nWritten to {workdir}:")
     print("  privacy.json   what was spent      metrics.jsonl  accuracy by update")
     print("  checkpoints/   SECRET: the seed    tensorboard/   the same as curves")

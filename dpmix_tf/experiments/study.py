@@ -114,6 +114,11 @@ class Study:
                     f"{what} must be among {', '.join(self.known)}; received: "
                     f"{', '.join(map(repr, named))}."
                 )
+        if config.base.report.noise is not None:
+            raise DPMixError(
+                "Experiments compare test accuracy without noise. Leave out "
+                f"report.noise; received: {config.base.report.noise}."
+            )
         if config.base.data.label_columns:
             raise DPMixError(
                 "Experiments compare accuracy, of one label per image; received: "

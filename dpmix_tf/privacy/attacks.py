@@ -36,6 +36,8 @@ PRECISION = 1e-10
 _LEAST_DELTA = PRECISION / 10  # at which the profile ends
 _ROUNDING = 1e-12  # of sums of the accountant's probabilities in float64, at most
 
+RATES = (0.001, 0.01, 0.05)  # of false positives, at which attacks are reported
+
 _POINTS = 10_001  # of the profile
 _SEARCH_POINTS = 1_001
 _MOST_MU = 1e6
@@ -181,6 +183,11 @@ class TradeOff:
         return float(special.expit(odds + self.largest_loss(probability)))
 
 
+def in_percent(share: float) -> str:
+    """Rounded up, so that an attack is never shown weaker than it may be."""
+    return f"{math.ceil(share * 10_000 - 1e-9) / 100:.2f} %"
+
+
 def trade_off(ledger: Ledger, delta: float, group_size: int = 1) -> TradeOff:
     """Returns the limit to attacks on what was trained under a ledger.
 
@@ -201,6 +208,7 @@ def trade_off(ledger: Ledger, delta: float, group_size: int = 1) -> TradeOff:
     return _trade_off(ledger.parts(), delta, group_size, _POINTS)
 
 
+@functools.lru_cache(maxsize=32)  # seconds each, and a card is made and checked
 def _trade_off(
     parts: tuple[accounting.Part, ...],
     delta: float,

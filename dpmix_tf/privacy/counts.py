@@ -93,8 +93,7 @@ def noised_counts(
             "...)."
         )
     seed = randomness.as_seed(seed)
-    words = [int(word) & (2**64 - 1) for word in randomness.derive(seed, "counts")]
-    generator = np.random.default_rng(np.random.SeedSequence(words))
+    generator = randomness.generator(seed, "counts")
     noise = plan.noise_multiplier * generator.normal(size=counts.shape)
     origin = {CHOSEN: CHOSEN_SEED, SHARED: SHARED_SEED}.get(seed.origin)
     entry = Entry(

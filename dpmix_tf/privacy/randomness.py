@@ -114,6 +114,12 @@ def derive(seed: int, purpose: str) -> np.ndarray:
     return np.frombuffer(digest[:16], dtype="<i8").astype(np.int64)
 
 
+def generator(seed: int, purpose: str) -> np.random.Generator:
+    """Returns NumPy's generator of one stream; see `derive` for the arguments."""
+    words = [int(word) & (2**64 - 1) for word in derive(seed, purpose)]
+    return np.random.default_rng(np.random.SeedSequence(words))
+
+
 class Stream:
     """One stream's seed, in a variable.
 

@@ -43,8 +43,8 @@ def export_saved_model(
     output: str | Path,
     *,
     weights: str = "ema",
-    data_name: str | None = None,
     research: bool = False,
+    **told: Any,
 ) -> Path:
     """Exports a run's newest checkpoint as a SavedModel for TensorFlow Serving.
 
@@ -58,9 +58,9 @@ def export_saved_model(
       output: either the folder of all versions, such as models/digits, in which the
         next free version is created; or a free version, such as models/digits/3.
       weights: "ema" or "raw", see training.restore_network.
-      data_name: the name of the training data on the privacy card.
       research: also export a run whose seed the user chose; its card then says that
         there is no guarantee.
+      **told: data_name, audit and evaluation, for the privacy card: see make_card.
 
     Returns:
       The folder of the version.
@@ -70,7 +70,8 @@ def export_saved_model(
         disk is full, or the exported model answers differently from the one in memory.
     """
     output = local_path(output, "The output")
-    network, metadata, card = _restore(workdir, weights, data_name, research)
+    told["form"] = "a SavedModel"
+    network, metadata, card = _restore(workdir, weights, research, told)
     check_class_names(metadata["class_names"])
     folder = output.parent if output.name.isdecimal() else output
     with _alone_in(folder):
@@ -94,8 +95,8 @@ def export_file(
     output: str | Path,
     *,
     weights: str = "ema",
-    data_name: str | None = None,
     research: bool = False,
+    **told: Any,
 ) -> Path:
     """Exports a run's newest checkpoint as one file, with its privacy card beside it.
 
@@ -105,9 +106,9 @@ def export_file(
         NAME.tflite for LiteRT, uint8 images [n,H,W,C] -> probabilities. An existing
         file is replaced.
       weights: "ema" or "raw".
-      data_name: the name of the training data on the privacy card.
       research: also export a run whose seed the user chose; its card then says that
         there is no guarantee.
+      **told: data_name, audit and evaluation, for the privacy card: see make_card.
 
     Returns:
       `output`.
@@ -121,8 +122,8 @@ def export_file(
         raise DPMixError(
             f"The output must end in {' or '.join(_WRITERS)}; received: {output}."
         )
-    network, metadata, card = _restore(workdir, weights, data_name, research)
-    write, load = _WRITERS[output.suffix]
+    write, load, told["form"] = _WRITERS[output.suffix]
+    network, metadata, card = _restore(workdir, weights, research, told)
     task = metadata.get("task", SINGLE_LABEL)
     with (
         _alone_in(output.parent),
@@ -141,7 +142,7 @@ def export_file(
     return output
 
 
-def _restore(workdir, weights: str, data_name: str | None, research: bool):
+def _restore(workdir, weights: str, research: bool, told: dict[str, Any]):
     """Returns the network, the checkpoint's metadata and the privacy card.
 
     Raises:
@@ -149,6 +150,7 @@ def _restore(workdir, weights: str, data_name: str | None, research: bool):
     """
     workdir = local_path(workdir, "The workdir")
     network, metadata = restore_network(workdir, weights=weights)
+    spent = workdir / "privacy.json"
     card = make_card(
         metadata=metadata,
         config=read_json(workdir / "config.json"),
@@ -158,7 +160,8 @@ def _restore(workdir, weights: str, data_name: str | None, research: bool):
         weights=weights,
         parameters=network.count_params(),
         final=final_event(workdir),
-        data_name=data_name,
+        test_release=read_json(spent).get("test_release") if spent.exists() else None,
+        **told,
     )
     if card["privacy"]["seed_chosen_by_user"] and not research:
         raise DPMixError(
@@ -281,9 +284,9 @@ def _litert_reported() -> Iterator[None]:
         ) from error
 
 
-_WRITERS: dict[str, tuple[Callable, Callable]] = {
-    ".keras": (_save_keras, _load_keras),
-    ".tflite": (_save_litert, _load_litert),
+_WRITERS: dict[str, tuple[Callable, Callable, str]] = {
+    ".keras": (_save_keras, _load_keras, "a Keras file"),
+    ".tflite": (_save_litert, _load_litert, "LiteRT, in float32"),
 }
 
 

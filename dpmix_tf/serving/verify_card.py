@@ -19,6 +19,14 @@ from dpmix_tf.privacy import ledger as conditions
 from dpmix_tf.privacy.ledger import CHOSEN, SYSTEM
 from dpmix_tf.privacy.plan import EXAMPLE, round_up
 from dpmix_tf.privacy.statement import SEED_WARNINGS, adjacency, seed_origin
+from dpmix_tf.serving.card_blocks import (
+    composition_of,
+    is_audit_of,
+    meaning_of,
+    release_epsilon,
+    tuning_of,
+    variant_of,
+)
 from dpmix_tf.serving.privacy_card import read_card
 from dpmix_tf.views import NaiveMixup, ViewMaker
 
@@ -83,10 +91,18 @@ def check_numbers(card: dict[str, Any], where: str = "The card") -> list[Check]:
             )
         ]
     plan = _main_plan(privacy, ledger)
-    return [
+    checks = [
         *_of_epsilon(card, ledger, plan),
         *_of_plan(card, ledger, plan),
         *_of_seed(card, ledger),
+    ]
+    if card["schema_version"] == 1:
+        return checks
+    return [
+        *checks,
+        *_of_meaning(card, ledger),
+        *_of_mechanism(card, ledger, plan),
+        *_of_test_release(card, ledger),
     ]
 
 
@@ -245,6 +261,82 @@ def _of_seed(card: dict[str, Any], ledger: Ledger) -> Iterator[Check]:
             begins = card["statement"].startswith(warning)
             first = warning if begins else card["statement"].split("\n")[0]
             yield _check("statement's warning", first, warning, "seed_origin")
+
+
+def _of_meaning(card: dict[str, Any], ledger: Ledger) -> Iterator[Check]:
+    privacy, stated = card["privacy"], card["meaning"]
+    epsilon: float | None = ledger.epsilon(privacy["delta"], privacy["accountant"])
+    if seed_origin(ledger) == CHOSEN or math.isinf(epsilon or 0.0):
+        epsilon = None
+    expected = meaning_of(ledger, privacy["delta"], epsilon)
+    if stated is None or expected is None:
+        said, right = (
+            "none: no guarantee" if each is None else "limits to attacks"
+            for each in (stated, expected)
+        )
+        yield _check("meaning", said, right, "the ledger's plans and updates")
+        return
+    source = "the trade-off curve of the ledger's plans and updates"
+    for name, limit in _flat(expected).items():
+        value = _flat(stated)[name]
+        agrees = _close(value, limit)
+        yield _check(f"meaning.{name}", value, limit, source, agrees)
+
+
+def _flat(meaning: dict[str, Any]) -> dict[str, float | None]:
+    rates = meaning["true_positive_rates"].items()
+    return {
+        **{name: meaning[name] for name in ("mu", "advantage")},
+        **{f"true_positive_rates.{rate}": found for rate, found in rates},
+    }
+
+
+def _of_mechanism(
+    card: dict[str, Any], ledger: Ledger, plan: PrivacyPlan
+) -> Iterator[Check]:
+    stated, source = card["mechanism"], "the ledger's plan"
+    composed = composition_of(ledger)
+    yield _check("mechanism.composition", stated["composition"], composed, "the ledger")
+    variant = variant_of(card["privacy"]["epsilon"] is not None)
+    yield _check("mechanism.variant", stated["variant"], variant, "epsilon")
+    yield _check("mechanism.clipping", stated["clipping"], plan.clipping, source)
+    gamma = plan.gamma if plan.clipping == "automatic" else None
+    yield _check("mechanism.gamma", stated["gamma"], gamma, source)
+    yield _check("tuning", card["tuning"], tuning_of(plan), source)
+    audit = card["audit"]
+    if audit is None:
+        return
+    yield _check(
+        "audit.claimed_epsilon",
+        audit["claimed_epsilon"],
+        plan.epsilon(),
+        f"{source}, all of its updates made",
+        agrees=is_audit_of(audit, plan),
+    )
+    refuted = audit["epsilon_lower_bound"] > audit["claimed_epsilon"]
+    yield _check("audit.refuted", audit["refuted"], refuted, "the audit's bound")
+
+
+def _of_test_release(card: dict[str, Any], ledger: Ledger) -> Iterator[Check]:
+    release = card["test_release"]
+    if release is None:
+        return
+    cost = release_epsilon(release, seed_origin(ledger))
+    yield _check(
+        "test_release.epsilon",
+        release["epsilon"],
+        cost,
+        "its noise: one Gaussian release at its delta",
+        agrees=_close(release["epsilon"], cost),
+    )
+    record = card["privacy"]["record"]
+    yield _check("test_release.record", release["record"], record, "record")
+
+
+def _close(stated: float | None, expected: float | None) -> bool:
+    if stated is None or expected is None:
+        return stated is expected
+    return math.isclose(stated, expected, rel_tol=_TOLERANCE, abs_tol=1e-9)
 
 
 def _check(

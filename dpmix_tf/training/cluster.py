@@ -279,16 +279,17 @@ def text_from_chief(strategy: tf.distribute.Strategy, text: str) -> str:
 def shared_facts(config: ConfigDict, **more: Any) -> dict[str, Any]:
     """Returns the facts of a config on which all workers must agree.
 
-    They are for refuse_different_workers. Left out are `run`, which may differ between
-    workers; the seed, which is secret and comes from the first worker; and file
-    locations, which may differ because files are compared by content.
+    They are for refuse_different_workers. Left out are `run` and `card`, which may
+    differ between workers; the seed, which is secret and comes from the first worker;
+    and file locations, which may differ because files are compared by content.
 
     Args:
       config: see training/config.py, after `pin_weights`.
       **more: further JSON-able facts.
     """
     facts = json.loads(config.to_json())
-    del facts["run"], facts["seed"], facts["data"]["data_dir"], facts["pool"]
+    del facts["run"], facts["card"], facts["seed"], facts["pool"]
+    del facts["data"]["data_dir"]
     facts["data"].pop("table", None)
     network = without_place(facts.pop("network"))
     network.pop("text_embeddings", None)  # initial weights are the first worker's

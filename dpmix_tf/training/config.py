@@ -88,8 +88,8 @@ def default_config() -> ConfigDict:
 
     Long because it lists every setting.
 
-    Everything that changes the result is outside `run`; `run` may differ when a
-    run is resumed.
+    Everything that changes the result is outside `run` and `card`, which may differ
+    when a run is resumed.
     """
     config = ConfigDict()
     # If left out, the operating system draws a secret seed. For research only: an int
@@ -181,6 +181,25 @@ def default_config() -> ConfigDict:
     # One number in [0, 1] per class, public, such as (1.0, 0.2): what clipped gradients
     # of its images are multiplied by; default: 1.
     config.class_weights = ()
+
+    # For test people who are private too: the only test figure is then the averaged
+    # weights' accuracy, with Gaussian noise of this standard deviation on the number of
+    # records classified correctly. Default: all test figures, without noise.
+    config.report = ConfigDict()
+    config.report.noise = config_dict.placeholder(float)
+
+    # What only you know of a model that you release: printed on its privacy card.
+    # Changes no result, and so may differ when a run is resumed.
+    config.card = ConfigDict()
+    config.card.curator = config_dict.placeholder(str)  # who releases the model
+    # Government, Industry or Nonprofit.
+    config.card.curator_type = config_dict.placeholder(str)
+    config.card.purpose = config_dict.placeholder(str)  # why the model was made
+    config.card.intended_use = config_dict.placeholder(str)  # what it may be used for
+    config.card.region = config_dict.placeholder(str)  # of the data, or its law
+    config.card.contact = config_dict.placeholder(str)
+    config.card.access = config_dict.placeholder(str)  # who may use the model, and how
+    config.card.justification = config_dict.placeholder(str)  # why this epsilon
 
     config.run = ConfigDict()
     config.run.jit_compile = False  # XLA: slow on CPUs, not yet measured on GPUs

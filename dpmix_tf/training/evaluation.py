@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
+from scipy import special
 
-from dpmix_tf.data import ExampleSource, ordered_batches
+from dpmix_tf.data import ExampleSource, PeopleSource, ordered_batches
+from dpmix_tf.errors import DPMixError
 from dpmix_tf.pixels import as_float
+from dpmix_tf.privacy.plan import EXAMPLE
 from dpmix_tf.tasks import MULTI_LABEL
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.encoding import encode_source
@@ -135,6 +138,45 @@ def measure(
     right = np.bincount(labels[correct], minlength=classes)
     by_class = [r / s if s else None for r, s in zip(right, seen, strict=True)]
     return Score("accuracy", float(correct.mean()), by_class, logits, labels)
+
+
+def record_scores(score: Score, source: ExampleSource, record: str) -> np.ndarray:
+    """Returns how well each record was classified.
+
+    Of an image it is 1 if its likeliest class is right, otherwise 0; with several
+    labels, 1 less the Brier score: the mean, over the labels that are known, of
+    (probability - label)^2. Of a person it is the mean over their images.
+
+    Args:
+      score: of all images of the source.
+      source: images or people.
+      record: "example" or "person".
+
+    Returns:
+      float64 [records], in [0, 1].
+
+    Raises:
+      DPMixError: it is not known whose the images are.
+    """
+    if score.metric == "accuracy":
+        each = (np.argmax(score.logits, axis=-1) == score.labels).astype(np.float64)
+    else:
+        missed = (special.expit(score.logits) - score.labels) ** 2
+        known = np.maximum(np.sum(~np.isnan(missed), axis=-1), 1)
+        each = 1.0 - np.nansum(missed, axis=-1) / known
+    if record == EXAMPLE:
+        return each
+    if isinstance(source, PeopleSource):
+        return np.array(
+            [each[source.images_of(i)].mean() for i in range(len(source))], np.float64
+        )
+    if source.people is None:
+        raise DPMixError(
+            "The training records are people, but it is not known whose each of these "
+            "images is. Give a PeopleSource, or a table with data.person."
+        )
+    _, owners = np.unique(source.people, return_inverse=True)
+    return np.bincount(owners, each) / np.bincount(owners)
 
 
 def summary(score: Score, names: Sequence[str], people: Any = None) -> dict[str, Any]:

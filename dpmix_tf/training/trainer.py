@@ -30,6 +30,7 @@ from dpmix_tf.training.class_counts import count_classes, plan_of_counts
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.evaluation import Evaluator, Score, summary
 from dpmix_tf.training.optimizers import with_plain_schedule
+from dpmix_tf.training.report import describe_release, noised_accuracy, plan_of_report
 from dpmix_tf.training.restore import load_to_resume, restore_model
 from dpmix_tf.training.software import versions
 from dpmix_tf.training.stopping import StopSignal
@@ -100,6 +101,7 @@ class Trainer:
         self.plan = make_plan(
             config, len(self.dataset.train), self.dataset.train.record
         )
+        self._report = plan_of_report(config, self.dataset, self._new_seed.origin)
         self._fingerprint = self.dataset.train.fingerprint()
         self._software = versions()
         workdir = self.workdir
@@ -238,6 +240,9 @@ class Trainer:
         self._train(metrics)
         test = self.dataset.test if self.config.run.test else None
         event = self._evaluate("test", test)
+        if self._report is not None and self.workdir is not None:
+            release = describe_release(self._report, self.model.ledger)
+            self.workdir.write_privacy(self.model, release)
         if metrics is None:
             return event
         return metrics.write("final", self.model, event)
@@ -268,11 +273,8 @@ class Trainer:
             # The run may have been killed between a checkpoint and its evaluation.
             self._evaluate_if_due(metrics, {}, shown)
             while model.updates < plan.updates:
-                stop = min(
-                    plan.updates,
-                    _next_multiple(model.updates, run.evaluate_every),
-                    _next_multiple(model.updates, run.checkpoint_every),
-                )
+                made, pauses = model.updates, (run.evaluate_every, run.checkpoint_every)
+                stop = min(plan.updates, *(made - made % n + n for n in pauses))
                 # What will have been spent when the bar next stops, so that it never
                 # shows less than what has been spent.
                 shown["epsilon"] = f"<={round_up(plan.epsilon(stop))}"
@@ -335,10 +337,15 @@ class Trainer:
     def _evaluate(self, part: str, source: ExampleSource | None) -> dict[str, Any]:
         """Scores of the raw and the averaged weights; {} if there are no examples.
 
-        For the averaged weights also by class; on test examples, all figures.
+        For the averaged weights also by class; on test examples, all figures, or with
+        report.noise the noised accuracy alone.
         """
         if source is None or not self.is_chief:
             return {}
+        if part == "test" and self._report is not None:
+            with self.model.average.applied():
+                score = self._score(source)
+            return noised_accuracy(score, source, self._report, self._seed)
         raw = self._score(source)
         with self.model.average.applied():
             averaged = self._score(source)
@@ -387,7 +394,3 @@ class Trainer:
         }
         checkpoints.save(self.workdir.checkpoints, arrays, metadata)
         checkpoints.prune(self.workdir.checkpoints, self.config.run.keep_checkpoints)
-
-
-def _next_multiple(value: int, step: int) -> int:
-    return (value // step + 1) * step

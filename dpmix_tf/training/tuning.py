@@ -15,28 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
-from scipy import special
 
-from dpmix_tf.data import Dataset, ExampleSource, PeopleSource, load_dataset
+from dpmix_tf.data import Dataset, load_dataset
 from dpmix_tf.errors import DivergedError, DPMixError
 from dpmix_tf.files import local_path, lock_file, write_atomic, write_text_atomic
 from dpmix_tf.privacy import PrivacyPlan, randomness
-from dpmix_tf.privacy.plan import EXAMPLE
 from dpmix_tf.privacy.selection import check_distribution
 from dpmix_tf.privacy.trials import draw_trials, noised_score, score_noise_for
 from dpmix_tf.training.build import build_model, make_plan, pin_weights
 from dpmix_tf.training.config import with_fields
-from dpmix_tf.training.evaluation import Score
+from dpmix_tf.training.evaluation import record_scores
 from dpmix_tf.training.trainer import Trainer
 from dpmix_tf.training.workdir import differences, read_json
 
 BEST = "best"  # the folder of the run that may be published
 _DIVERGED = -1e9  # score of a trial whose weights are no longer finite
 # Other data, or other ways to run, are not settings to choose by a score.
-_FIXED = ("data", "run", "seed", "pool")
+_FIXED = ("data", "run", "seed", "pool", "report", "card")
 # The cost of a trial must not depend on which candidate it draws.
 _FREE = ("clip_norm", "clipping", "gamma")
 
@@ -320,45 +317,6 @@ class Tuner:
         }
         write_text_atomic(folder / "tuning.json", json.dumps(about, indent=2) + "\n")
         return Tuned(values=values, score=score, folder=folder, final=final)
-
-
-def record_scores(score: Score, source: ExampleSource, record: str) -> np.ndarray:
-    """Returns how well each record was classified.
-
-    Of an image it is 1 if its likeliest class is right, otherwise 0; with several
-    labels, 1 less the Brier score: the mean, over the labels that are known, of
-    (probability - label)^2. Of a person it is the mean over their images.
-
-    Args:
-      score: of all images of the source.
-      source: images or people.
-      record: "example" or "person".
-
-    Returns:
-      float64 [records], in [0, 1].
-
-    Raises:
-      DPMixError: it is not known whose the images are.
-    """
-    if score.metric == "accuracy":
-        each = (np.argmax(score.logits, axis=-1) == score.labels).astype(np.float64)
-    else:
-        missed = (special.expit(score.logits) - score.labels) ** 2
-        known = np.maximum(np.sum(~np.isnan(missed), axis=-1), 1)
-        each = 1.0 - np.nansum(missed, axis=-1) / known
-    if record == EXAMPLE:
-        return each
-    if isinstance(source, PeopleSource):
-        return np.array(
-            [each[source.images_of(i)].mean() for i in range(len(source))], np.float64
-        )
-    if source.people is None:
-        raise DPMixError(
-            "The training records are people, but it is not known whose the validation "
-            "images are. Give a PeopleSource, or a table with data.person."
-        )
-    _, owners = np.unique(source.people, return_inverse=True)
-    return np.bincount(owners, each) / np.bincount(owners)
 
 
 def _score_file(folder: Path) -> Path:

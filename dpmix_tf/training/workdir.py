@@ -88,13 +88,22 @@ class WorkDir:
             private=True,
         )
 
-    def write_privacy(self, model: DPMixModel) -> None:
+    def write_privacy(
+        self, model: DPMixModel, test_release: dict[str, Any] | None = None
+    ) -> None:
         """Writes privacy.json; call it before writing anything else about the updates.
 
         After a crash the run repeats updates it had already made, with the same draws.
         Until it has caught up, the spending recorded earlier stands.
+
+        Args:
+          model: what has spent.
+          test_release: what a release cost the test records, see training.report;
+            default: what was recorded of one earlier.
         """
-        plan = model.plan
+        plan, path = model.plan, self.path / "privacy.json"
+        if test_release is None and path.exists():
+            test_release = read_json(path).get("test_release")
         ledger = model.ledger.joined(recorded_ledger(self.path))
         origin = seed_origin(ledger)
         spent = {
@@ -119,19 +128,19 @@ class WorkDir:
             "seed_origin": origin,
             "seed_chosen_by_user": origin == CHOSEN,
             "ledger": ledger.to_list(),
+            "test_release": test_release,
             "statement": state_guarantee(ledger, plan),
         }
-        write_text_atomic(
-            self.path / "privacy.json", json.dumps(spent, indent=2) + "\n"
-        )
+        write_text_atomic(path, json.dumps(spent, indent=2) + "\n")
 
 
 class Metrics:
     """Writes metrics.jsonl and TensorBoard's files.
 
     They hold the accuracy on validation and test examples, which is computed without
-    noise and not covered by the guarantee. They hold nothing computed from training
-    examples without noise, unless run.private_metrics asks for it.
+    noise (on test examples, unless report.noise is set) and not covered by the
+    guarantee. They hold nothing computed from training examples without noise, unless
+    run.private_metrics asks for it.
     """
 
     def __init__(self, workdir: Path, keep_until: int):
@@ -266,14 +275,17 @@ def _read_events(path: Path) -> list[dict[str, Any]]:
 def differences(theirs: dict, mine: dict, prefix: str = "") -> list[str]:
     """Returns one line per difference that matters between two configurations.
 
-    `run` may differ, and so may the locations of data, pool and public weights.
+    `run` and `card` may differ, and so may the locations of data, pool and public
+    weights.
     """
     lines = []
     for key in sorted(theirs.keys() | mine.keys()):
         name = prefix + key
-        if name in ("run", "data.data_dir", "data.table", "pool"):
+        if name in ("run", "card", "data.data_dir", "data.table", "pool"):
             continue
         old, new = theirs.get(key), mine.get(key)
+        if old is None and isinstance(new, dict):
+            old = {}  # from before there were such settings
         if isinstance(old, dict) and isinstance(new, dict):
             if name == "network":
                 old, new = without_place(old), without_place(new)

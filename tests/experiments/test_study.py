@@ -66,6 +66,7 @@ def test_arms_make_the_published_numbers_of_views():
         ({"tune": {"optimizer": {"learning_rate": ()}}}, "must be a tuple"),
         ({"base": {"data": {"validation_fraction": 0.0}}}, "needs validation"),
         ({"equal_compute": ("plain", "mixed")}, "'plain': 2, 'mixed': 3"),
+        ({"base": {"report": {"noise": 2.0}}}, "without noise. Leave out report.noise"),
     ],
 )
 def test_experiments_that_show_nothing_are_refused(change, words):

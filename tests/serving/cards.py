@@ -27,8 +27,22 @@ def plan_of(**changes):
     )
 
 
-def card_of(plan, *, before=(), updates=50, conditions=(), **views):
-    """A card of `updates` updates under a plan, after all of those before."""
+def card_of(
+    plan,
+    *,
+    before=(),
+    updates=50,
+    conditions=(),
+    told=None,
+    names=("0", "1"),
+    weights="ema",
+    made_of=None,
+    **views,
+):
+    """A card of `updates` updates under a plan, after all of those before.
+
+    `told` is config.card's; `made_of` are further arguments of make_card.
+    """
     entries = [
         Entry(run=f"before {number}", plan=one, updates=one.updates)
         for number, one in enumerate(before)
@@ -36,10 +50,11 @@ def card_of(plan, *, before=(), updates=50, conditions=(), **views):
     entries += Ledger.planned(plan, updates, conditions).entries
     config = small_config().to_dict()
     config["views"] |= views
+    config["card"] |= told or {}
     metadata = {
         "plan": plan.to_dict(),
         "updates": updates,
-        "class_names": ["0", "1"],
+        "class_names": list(names),
         "image_shape": [8, 8, 1],
         "software": SOFTWARE,
         "views_per_example": 3,
@@ -49,8 +64,8 @@ def card_of(plan, *, before=(), updates=50, conditions=(), **views):
         metadata=metadata,
         config=config,
         ledger=Ledger(tuple(entries)),
-        weights="ema",
+        weights=weights,
         parameters=10,
-        final=None,
+        **{"final": None, **(made_of or {})},
     )
     return check_card(card, "The card")

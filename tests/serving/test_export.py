@@ -268,12 +268,15 @@ def test_the_card_says_what_was_spent(trained, exported):
     assert card["test_accuracy"] == final["test_accuracy_ema"]
     page = (exported / "assets.extra" / "privacy_card.md").read_text()
     assert page == privacy_card.to_markdown(card)
+    as_html = (exported / "assets.extra" / "privacy_card.html").read_text()
+    assert as_html == privacy_card.to_html(card)
     assert spent["statement"].split("\n")[0] in page
     assert "| epsilon | 8.000 |" in page
 
 
 def test_cards_that_are_none_are_refused(exported, tmp_path):
-    jsonschema.Draft202012Validator.check_schema(privacy_card.schema())
+    for version in (1, 2):
+        jsonschema.Draft202012Validator.check_schema(privacy_card.schema(version))
     card = privacy_card.read_card(exported)
     path = tmp_path / "card.json"
     for change in (
@@ -281,6 +284,8 @@ def test_cards_that_are_none_are_refused(exported, tmp_path):
         {"privacy": card["privacy"] | {"delta": 0}},
         {"privacy": card["privacy"] | {"seed": "123"}},
         {"surprise": 1},
+        {"schema_version": 3},
+        {"schema_version": 1},
     ):
         path.write_text(json.dumps(card | change))
         with pytest.raises(DPMixError, match="not a valid privacy card"):
@@ -337,13 +342,6 @@ def test_a_run_that_shares_its_seed_is_exported_with_that_word(trained, tmp_path
     page = privacy_card.to_markdown(card)
     assert page.splitlines()[2] == f"**{card['warning']}**"
     assert "| seed | secret, shared by the runs of an experiment |" in page
-
-
-def test_cards_from_before_warnings_are_still_read(exported):
-    card = privacy_card.read_card(exported)
-    del card["warning"], card["privacy"]["seed_origin"]
-    privacy_card.check_card(card, "an older card")
-    assert "| seed | from the operating system |" in privacy_card.to_markdown(card)
 
 
 def test_an_unfinished_run_is_exported_as_what_it_is(trained, tmp_path):

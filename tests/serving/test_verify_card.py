@@ -17,14 +17,37 @@ from dpmix_tf.privacy.ledger import (
 from dpmix_tf.privacy.plan import round_up
 from dpmix_tf.privacy.statement import state_guarantee
 from dpmix_tf.serving import verify_card
+from dpmix_tf.serving.card_blocks import composition_of, meaning_of
+from dpmix_tf.serving.privacy_card import check_card, read_card
+from tests.conftest import ROOT
 from tests.serving.cards import card_of, plan_of
 
+TEST_PLAN = counts_plan(300, 5.0, 1e-5)
+RELEASE = {
+    "noise": 5.0,
+    "epsilon": TEST_PLAN.epsilon(),
+    "delta": 1e-5,
+    "accountant": "pld",
+    "record": "example",
+    "records": 300,
+}
+AUDIT = {
+    "epsilon_lower_bound": 0.5,
+    "confidence": 0.95,
+    "claimed_epsilon": plan_of().epsilon(),
+    "delta": 1e-5,
+    "refuted": False,
+    "canaries": 1000,
+}
 EARLIER = plan_of(noise_multiplier=2.0, updates=20)
 
 
 @pytest.fixture(scope="module")
 def good():
-    return card_of(plan_of(), before=[EARLIER])
+    made = card_of(
+        plan_of(), before=[EARLIER], made_of={"test_release": copy.deepcopy(RELEASE)}
+    )
+    return check_card(made | {"audit": AUDIT}, "The card")
 
 
 def wrong(card):
@@ -42,6 +65,12 @@ GOOD = {
     "no noise": dict(plan=plan_of(noise_multiplier=0.0)),
     "no updates": dict(plan=plan_of(), updates=0),
     "all updates": dict(plan=plan_of(clipping="automatic"), updates=60),
+    "noised accuracy": dict(plan=plan_of(), made_of={"test_release": RELEASE}),
+    "noised by a known seed": dict(
+        plan=plan_of(),
+        conditions=[CHOSEN_SEED],
+        made_of={"test_release": RELEASE | {"epsilon": None}},
+    ),
 }
 
 
@@ -53,7 +82,8 @@ def test_a_card_that_was_made_agrees_with_itself(name):
     text = verify_card.to_text(checks)
     assert f"All {len(checks)} checks agree" in text and "DIFFERS" not in text
     unclaimed = "agrees   epsilon: none: no guarantee is claimed" in text
-    assert unclaimed == (name in ("a chosen seed", "no noise"))
+    none = ("a chosen seed", "no noise", "noised by a known seed")
+    assert unclaimed == (name in none)
 
 
 def test_class_counts_are_composed_but_are_not_the_cards_plan(good):
@@ -67,13 +97,32 @@ def test_class_counts_are_composed_but_are_not_the_cards_plan(good):
     assert "epsilon" in wrong(card)
     card["privacy"]["epsilon"] = both.epsilon(plan.delta)
     card["statement"] = state_guarantee(both, plan)
+    numbers = {"meaning.mu", "meaning.true_positive_rates.0.01"}
+    assert wrong(card) >= numbers | {"mechanism.composition"}
+    card["meaning"] = meaning_of(both, plan.delta, card["privacy"]["epsilon"])
+    card["mechanism"]["composition"] = composition_of(both)
     assert not wrong(card)
+    released = [one["release"] for one in card["mechanism"]["composition"]]
+    assert released == ["training", "class counts"]
 
 
-def test_cards_from_before_some_fields_agree(good):
-    card = copy.deepcopy(good)
-    del card["warning"], card["privacy"]["seed_origin"], card["privacy"]["record"]
-    assert not wrong(card)
+@pytest.fixture
+def older():
+    """A card of version 1, as that version wrote it."""
+    return read_card(ROOT / "tests" / "serving" / "card_version_1.json")
+
+
+def test_cards_of_version_1_agree_and_their_edits_are_caught(older):
+    assert older["schema_version"] == 1 and not wrong(older)
+    halve_epsilon(older)
+    assert wrong(older) == {"epsilon"}
+
+
+def test_cards_from_before_some_fields_agree(older):
+    del older["warning"], older["privacy"]["seed_origin"], older["privacy"]["record"]
+    assert not wrong(check_card(older, "The card"))
+    del older["privacy"]["ledger"]
+    assert wrong(check_card(older, "The card")) == {"ledger"}
 
 
 def halve_epsilon(card):
@@ -163,10 +212,6 @@ def empty_the_ledger(card):
     card["privacy"]["ledger"] = []
 
 
-def remove_the_ledger(card):
-    del card["privacy"]["ledger"]
-
-
 def change_record(card):
     card["privacy"]["record"] = "person"
 
@@ -203,8 +248,83 @@ def change_weights(card):
     card["model"]["after_update"] = 51
 
 
+def lower_mu(card):
+    card["meaning"]["mu"] *= 0.99
+
+
+def lower_an_attack(card):
+    card["meaning"]["true_positive_rates"]["0.01"] *= 0.99
+
+
+def lower_the_advantage(card):
+    card["meaning"]["advantage"] *= 0.99
+
+
+def claim_no_limit_of_mu(card):
+    card["meaning"]["mu"] = None
+
+
+def leave_out_the_meaning(card):
+    card["meaning"] = None
+
+
+def leave_out_a_release(card):
+    del card["mechanism"]["composition"][0]
+
+
+def change_a_release(card):
+    card["mechanism"]["composition"][0]["noise_multiplier"] *= 2
+
+
+def change_clipping(card):
+    card["mechanism"].update(clipping="automatic", gamma=0.01)
+
+
+def claim_no_variant(card):
+    card["mechanism"]["variant"] = None
+
+
+def claim_tuning(card):
+    card["tuning"] = {"trials": 20}
+
+
+def halve_the_cost_of_testing(card):
+    card["test_release"]["epsilon"] /= 2
+
+
+def raise_the_noise_of_testing(card):
+    card["test_release"]["noise"] *= 2
+
+
+def other_test_records(card):
+    card["test_release"]["record"] = "person"
+
+
+def audit_another_plan(card):
+    card["audit"] = AUDIT | {"claimed_epsilon": 2 * AUDIT["claimed_epsilon"]}
+
+
+def hide_a_refutation(card):
+    card["audit"] = AUDIT | {"epsilon_lower_bound": AUDIT["claimed_epsilon"] + 1}
+
+
 EDITS = [
     (halve_epsilon, {"epsilon"}),
+    (lower_mu, {"meaning.mu"}),
+    (lower_an_attack, {"meaning.true_positive_rates.0.01"}),
+    (lower_the_advantage, {"meaning.advantage"}),
+    (claim_no_limit_of_mu, {"meaning.mu"}),
+    (leave_out_the_meaning, {"meaning"}),
+    (leave_out_a_release, {"mechanism.composition"}),
+    (change_a_release, {"mechanism.composition"}),
+    (change_clipping, {"mechanism.clipping", "mechanism.gamma"}),
+    (claim_no_variant, {"mechanism.variant"}),
+    (claim_tuning, {"tuning"}),
+    (halve_the_cost_of_testing, {"test_release.epsilon"}),
+    (raise_the_noise_of_testing, {"test_release.epsilon"}),
+    (other_test_records, {"test_release.record"}),
+    (audit_another_plan, {"audit.claimed_epsilon"}),
+    (hide_a_refutation, {"audit.refuted"}),
     (change_updates, {"updates"}),
     (change_updates_in_the_ledger, {"updates", "epsilon", "statement's updates"}),
     (change_updates_in_both, {"epsilon", "statement's updates"}),
@@ -223,7 +343,6 @@ EDITS = [
     (remove_the_last_entry, {"epsilon", "updates", "noise_multiplier"}),
     (remove_the_first_entry, {"epsilon", "statement's updates"}),
     (empty_the_ledger, {"ledger"}),
-    (remove_the_ledger, {"ledger"}),
     (change_record, {"record"}),
     (change_adjacency, {"adjacency"}),
     (change_adjacency_in_the_statement, {"statement's adjacency"}),
