@@ -5,7 +5,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3.10 python3 python; do \
 RUN := .venv/bin/python
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint docs bench faults report museum clean
+.PHONY: demo test lint docs bench faults report cards museum clean
 
 demo: $(INSTALLED)
 	$(RUN) bin/train.py --config=configs/digits.py --workdir=runs/demo/first
@@ -44,6 +44,10 @@ report: $(INSTALLED)
 	mkdir -p docs/digits_arms
 	cp runs/digits_arms/report.md runs/digits_arms/figures.json runs/digits_arms/*.png \
 		docs/digits_arms/
+
+# The privacy cards of docs/examples: trains for some minutes, once.
+cards: $(INSTALLED)
+	PYTHONPATH=. $(RUN) docs/examples/make_cards.py
 
 museum: $(INSTALLED)
 	$(RUN) -m tests.museum.table docs/museum.md

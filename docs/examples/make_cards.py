@@ -90,8 +90,9 @@ def main() -> None:
         "digits": digits_config(),
         "people": people_config(RUNS / "people_data"),
     }
-    for name, config in configs.items():
+    for name, config in configs.items():  # all, before any card is changed
         Trainer(config, RUNS / name).run()
+    for name in configs:
         shutil.rmtree(RUNS / "models" / name, ignore_errors=True)
         exported = export_saved_model(
             RUNS / name, RUNS / "models" / name, data_name=f"digits ({name})"

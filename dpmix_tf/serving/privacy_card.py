@@ -86,13 +86,8 @@ def make_card(
       DPMixError: see card_blocks.read_audit and read_subgroups.
     """
     plan = PrivacyPlan(**metadata["plan"])
-    network, views = _without_paths(config["network"]), dict(config["views"])
-    accuracy = "test_accuracy_ema" if weights == "ema" else "test_accuracy"
     final = final or {"updates": None}
     measured = final if final["updates"] == metadata["updates"] else {}
-    if test_release is not None:
-        noised = measured.get("test_accuracy_noised") if weights == "ema" else None
-        test_release = {"accuracy": noised, **test_release}
     privacy = _privacy(plan, ledger, metadata["software"]["dp-accounting"])
     epsilon = privacy["epsilon"]
     return {
@@ -100,17 +95,7 @@ def make_card(
         "schema_version": SCHEMA_VERSION,
         "released": datetime.date.today().isoformat(),
         "deployment": deployment_of(config),
-        "model": {
-            "network": network.pop("name"),
-            "arguments": network,
-            "dtype_policy": config["dtype_policy"],
-            "parameters": parameters,
-            "weights": weights,
-            "after_update": metadata["updates"],
-            "class_names": list(metadata["class_names"]),
-            "image_shape": list(metadata["image_shape"]),
-            "task": metadata.get("task", SINGLE_LABEL),
-        },
+        "model": _model(metadata, config, weights, parameters),
         "privacy": privacy,
         "meaning": meaning_of(ledger, plan.delta, epsilon),
         "mechanism": mechanism_of(
@@ -127,22 +112,58 @@ def make_card(
             "name": data_name or config["data"]["name"],
             "num_examples": plan.num_examples,
         },
-        "views": {"views_per_example": metadata["views_per_example"], **views},
+        "views": {
+            "views_per_example": metadata["views_per_example"],
+            **config["views"],
+        },
         "public_pool_sha256": metadata["pool_digest"],
         "warm_start": metadata.get("warm_start"),
         "public_weights": config["network"]["name"] == "pretrained",
         "public_weights_sha256": config["network"].get("sha256"),
-        "test_accuracy": measured.get(accuracy),
-        "test_figures": without_counts(measured.get("test_figures_ema"))
-        if weights == "ema"
-        else None,
-        "test_release": test_release,
+        **_tested(measured, weights, test_release),
         "subgroups": None
         if evaluation is None
         else read_subgroups(evaluation, metadata["updates"]),
         "not_covered": list(not_covered(plan)),
         "software": metadata["software"],
         "statement": state_guarantee(ledger, plan),
+    }
+
+
+def _model(
+    metadata: dict[str, Any], config: dict[str, Any], weights: str, parameters: int
+) -> dict[str, Any]:
+    """What was trained, and which of its weights these are."""
+    network = _without_paths(config["network"])
+    return {
+        "network": network.pop("name"),
+        "arguments": network,
+        "dtype_policy": config["dtype_policy"],
+        "parameters": parameters,
+        "weights": weights,
+        "after_update": metadata["updates"],
+        "class_names": list(metadata["class_names"]),
+        "image_shape": list(metadata["image_shape"]),
+        "task": metadata.get("task", SINGLE_LABEL),
+    }
+
+
+def _tested(
+    measured: dict[str, Any], weights: str, release: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What was measured on test records, of these weights; with noise or without."""
+    averaged = weights == "ema"
+    if release is not None:
+        noised = measured.get("test_accuracy_noised") if averaged else None
+        release = {"accuracy": noised, **release}
+    return {
+        "test_accuracy": measured.get(
+            "test_accuracy_ema" if averaged else "test_accuracy"
+        ),
+        "test_figures": without_counts(measured.get("test_figures_ema"))
+        if averaged
+        else None,
+        "test_release": release,
     }
 
 
