@@ -191,7 +191,7 @@ def test_a_head_is_trained_on_encoded_views_restored_and_exported(preset, tmp_pa
 
     export.export_file(tmp_path / "run", tmp_path / "x.keras")
     code = (
-        "import sys, keras, numpy as np; import dpmix_tf\n"
+        "import sys, keras, numpy as np; import dpmix_tf.models\n"
         "network = keras.saving.load_model(sys.argv[1], compile=False)\n"
         "np.save(sys.argv[3], network(np.load(sys.argv[2])))"
     )
