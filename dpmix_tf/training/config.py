@@ -80,6 +80,7 @@ def pretrained_network(encoder: str) -> ConfigDict:
     network.text_embeddings = config_dict.placeholder(str)
     network.normalise = "none"  # or by public images: leaves, or pool (pool.path)
     network.components = 200
+    network.depths = (0,)  # in blocks before the encoder's end
     return network
 
 
