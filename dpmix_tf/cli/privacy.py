@@ -10,6 +10,7 @@ python bin/privacy.py --num_examples=50000 --delta=1e-5 --updates=2400 \
       --batch_size=4096 --explain --epsilons=1,4,8 --picture=attacks.png
 python bin/privacy.py --num_examples=50000 --delta=1e-5 --updates=2400 \
       --batch_size=4096 --attack_success=0.1 --at_fpr=0.01
+python bin/privacy.py --num_examples=50000 --delta=1e-5 --explain --output=privacy.html
 python bin/privacy.py --card=models/digits --explain
 python bin/privacy.py --verify=models/digits
 """
@@ -20,17 +21,18 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from absl import flags
 
-from dpmix_tf import plotting
-from dpmix_tf.cli import common, explain
+from dpmix_tf.cli import common, explain, explain_page
 from dpmix_tf.cli.startup import start_tensorflow
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.files import write_atomic
 from dpmix_tf.privacy import Ledger, PrivacyPlan, accounting, attacks
 from dpmix_tf.privacy.plan import finite_or_none, round_up
 from dpmix_tf.privacy.statement import state_guarantee
+
+T = TypeVar("T")
 
 _NUM_EXAMPLES = flags.DEFINE_integer(
     "num_examples", None, "Number of training examples, N."
@@ -63,6 +65,18 @@ _EXPLAIN = flags.DEFINE_bool(
 _EPSILONS = flags.DEFINE_list(
     "epsilons", None, "Explain these epsilons beside each other, such as 1,4,8."
 )
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "With --explain: write a page with sliders over epsilon, batch size and updates to "
+    "this HTML file. Takes minutes.",
+)
+_BATCHES = flags.DEFINE_list(
+    "batch_sizes", None, "Batch sizes of --output, such as 500,1000."
+)
+_SEVERAL_UPDATES = flags.DEFINE_list(
+    "numbers_of_updates", None, "Numbers of updates of --output, such as 100,1000."
+)
 _SUCCESS = flags.DEFINE_float(
     "attack_success",
     None,
@@ -92,6 +106,8 @@ def _main(argv: list[str]) -> None:
         _explain_card(_CARD.value)
     elif _CARD.value is not None:
         _print_card(_CARD.value)
+    elif _OUTPUT.value is not None:
+        _write_page()
     elif _EPSILONS.value is not None:
         _explain([_explained(_with_warnings(plan)) for plan in _plans_of_epsilons()])
     else:
@@ -100,9 +116,13 @@ def _main(argv: list[str]) -> None:
 
 def _check_flags() -> None:
     """Refuses flags that would do nothing."""
-    for name, value in (("epsilons", _EPSILONS.value), ("audit", _AUDIT.value)):
-        if value is not None and not _EXPLAIN.value:
-            raise DPMixError(f"--{name} is for --explain: give that too.")
+    for flag in (_EPSILONS, _AUDIT, _OUTPUT):
+        if flag.value is not None and not _EXPLAIN.value:
+            raise DPMixError(f"--{flag.name} is for --explain: give that too.")
+    for flag in (_BATCHES, _SEVERAL_UPDATES):
+        if flag.value is not None and _OUTPUT.value is None:
+            raise DPMixError(f"--{flag.name} is for --output: give that too.")
+    _check_flags_of_page()
     if _AUDIT.value is not None and not _PICTURE.value:
         raise DPMixError("--audit is drawn into --picture: give that too.")
     if _VERIFY.value is not None and (_CARD.value is not None or _EXPLAIN.value):
@@ -111,15 +131,29 @@ def _check_flags() -> None:
         raise DPMixError("Give --epsilons without --card and --attack_success.")
 
 
-def _with_warnings(solve: Callable[[], PrivacyPlan]) -> PrivacyPlan:
-    """Makes a plan and prints what it warns about."""
+def _check_flags_of_page() -> None:
+    """Refuses flags that a page with sliders leaves no room for."""
+    alone = (_EPSILON, _NOISE, _UPDATES, _BATCH, _SUCCESS, _PICTURE, _CARD)
+    for flag in alone if _OUTPUT.value is not None else ():
+        if flag.value is not None:
+            raise DPMixError(
+                f"--output writes a page of many plans; it does not go with "
+                f"--{flag.name}. Give --epsilons, --batch_sizes and "
+                "--numbers_of_updates instead, or none."
+            )
+    if _OUTPUT.value is not None and (_GROUP.value > 1 or _FORMAT.value == "json"):
+        raise DPMixError("Give --output without --group_size and --format.")
+
+
+def _with_warnings(make: Callable[[], T]) -> T:
+    """Makes a plan, or a grid of them, and prints what it warns about."""
     common.require(num_examples=_NUM_EXAMPLES.value, delta=_DELTA.value)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        plan = solve()
+        made = make()
     for text in {str(warning.message) for warning in caught}:
         print(f"warning: {text}", file=sys.stderr)
-    return plan
+    return made
 
 
 def _answer(plan: PrivacyPlan) -> None:
@@ -155,7 +189,8 @@ def _answer(plan: PrivacyPlan) -> None:
         if explained:
             print("\n" + explain.to_text(explained))
     if _PICTURE.value and not explained:
-        draw_curve(plan, _PICTURE.value)
+        explain.draw_epsilon(plan, _PICTURE.value)
+        print(f"\nPicture written to {_PICTURE.value}")
     _draw(explained)
 
 
@@ -189,13 +224,39 @@ def _plans_of_epsilons() -> list[Callable[[], PrivacyPlan]]:
     common.require(updates=_UPDATES.value, batch_size=_BATCH.value)
     if _EPSILON.value is not None or _NOISE.value is not None:
         raise DPMixError("Give --epsilons without --epsilon and --noise_multiplier.")
+    epsilons = _numbers(_EPSILONS, float)
+    return [functools.partial(_for_epsilon, epsilon) for epsilon in epsilons]
+
+
+def _numbers(flag: flags.FlagHolder, kind: type) -> list[Any]:
     try:
-        epsilons = [float(text) for text in _EPSILONS.value]
+        return [kind(text) for text in flag.value]
     except ValueError as error:
         raise DPMixError(
-            f"--epsilons must be numbers such as 1,4,8: {error}."
+            f"--{flag.name} must be numbers such as 1,4,8: {error}."
         ) from error
-    return [functools.partial(_for_epsilon, epsilon) for epsilon in epsilons]
+
+
+def _write_page() -> None:
+    given = {
+        name: _numbers(flag, kind)
+        for name, flag, kind in (
+            ("epsilons", _EPSILONS, float),
+            ("batch_sizes", _BATCHES, float),
+            ("updates", _SEVERAL_UPDATES, int),
+        )
+        if flag.value is not None
+    }
+    grid = _with_warnings(
+        lambda: explain_page.grid_for(
+            num_examples=_NUM_EXAMPLES.value,
+            delta=_DELTA.value,
+            accountant=_ACCOUNTANT.value,
+            **given,
+        )
+    )
+    explain_page.write_page(_OUTPUT.value, grid)
+    print(f"Page written to {_OUTPUT.value}")
 
 
 def _print_card(path: str) -> None:
@@ -322,31 +383,6 @@ def _solve() -> PrivacyPlan:
             "Raise the noise multiplier."
         )
     return plan(**{field: most})
-
-
-def draw_curve(plan: PrivacyPlan, path: str) -> None:
-    """Plots epsilon against updates, by both accountants, as a PNG."""
-    pyplot = plotting.pyplot()
-    count = min(plan.updates, 25)
-    updates = sorted({max(1, plan.updates * i // count) for i in range(count + 1)})
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for accountant, style in (("pld", "-"), ("rdp", "--")):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            other = dataclasses.replace(plan, accountant=accountant)
-        epsilons = [other.epsilon(update) for update in updates]
-        axes.plot(updates, epsilons, style, color="black", label=accountant.upper())
-    axes.set(
-        xlabel="updates",
-        ylabel=f"epsilon at delta = {plan.delta:g}",
-        title=f"noise multiplier {plan.noise_multiplier:.3g}, "
-        f"q = {plan.sampling_probability:.4g}",
-        ylim=(0, None),
-    )
-    axes.legend()
-    axes.grid(alpha=0.3)
-    write_atomic(path, lambda file: figure.savefig(file, dpi=120, format="png"))
-    print(f"\nPicture written to {path}")
 
 
 def main() -> None:
