@@ -28,7 +28,7 @@ from dpmix_tf.training.suggest import linear_rate
 DOCS = Path(__file__).parent.parent / "docs"
 # Report -> how its arms were trained, the length of their features, and the momentum.
 # Left out are group-normalised features, of which 10 is the largest norm and not the
-# usual one, and heads that do not start at zero.
+# usual one.
 _CIFAR10 = dict(num_examples=45_000, expected_batch_size=8192, updates=240, delta=1e-5)
 _FASHION = _CIFAR10 | {"num_examples": 54_000}
 _PHOTOS = dict(num_examples=432, expected_batch_size=108, updates=60, delta=1e-4)
@@ -47,7 +47,7 @@ def trials(report):
     text = (DOCS / report / "report.md").read_text()
     row = r"^\| (\w+) \| ([\d.]+) \| learning_rate = [\d.]+ \| (.*?) \|"
     for arm, epsilon, tried in re.findall(row, text, re.MULTILINE):
-        if arm == "group_norm" or arm.endswith("_warm"):
+        if arm == "group_norm":
             continue
         pairs = re.findall(r"learning_rate = ([\d.]+): ([\d.]+)", tried)
         accuracies = {float(rate): float(accuracy) for rate, accuracy in pairs}

@@ -198,7 +198,7 @@ def _what_time_allows(
 
 def _network(network: str, image_size: int) -> list[Choice]:
     small = image_size <= 16
-    settings = {
+    settings: dict[str, dict[str, Any]] = {
         "convnet": {"widths": (32, 64) if small else (16, 32, 64), "groups": 8},
         "wide_resnet": {"depth": 16, "width": 4, "order": "shortcut_norm_first"},
         "scattering": {
@@ -207,14 +207,14 @@ def _network(network: str, image_size: int) -> list[Choice]:
             "head": "linear",
         },
         "pretrained": {"encoder": "efficientnet_lite0", "image_size": 112},
-    }[network]
+    }
     reason = {
         "convnet": "as the shipped configurations for images of this size",
         "wide_resnet": "the best order in the published re-run (R+R, ACSAC 2024)",
         "scattering": "the best features that need no data (docs/results.md)",
         "pretrained": "public weights that install; 112 pixels are fast",
     }[network]
-    return [Choice("network", {"name": network} | settings, reason)]
+    return [Choice("network", {"name": network} | settings[network], reason)]
 
 
 def _views(
