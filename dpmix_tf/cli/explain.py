@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from dpmix_tf import plotting
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path, write_atomic
-from dpmix_tf.privacy import Ledger
+from dpmix_tf.privacy import Ledger, PrivacyPlan
 from dpmix_tf.privacy.attacks import (
     PRECISION,
     RATES,
@@ -22,7 +23,7 @@ from dpmix_tf.privacy.plan import finite_or_none, round_up
 
 PRIORS = (0.5, 0.01)
 _LEAST_RATE = 1e-4  # of the picture
-_ABOUT = (
+ABOUT = (
     "These are limits for attacks that see every update's weights and know all other "
     "records; attacks on the final weights alone usually find fewer. Advantage is the "
     "largest difference between what an attack finds and its false alarms. mu is that "
@@ -114,22 +115,22 @@ def explain(
 
 def to_text(explained: list[Explained]) -> str:
     """The explanations as one table and a few sentences."""
-    columns = [_column(each) for each in explained]
+    columns = [rows_of(each) for each in explained]
     width = max(len(cell) for column in columns for _, cell in column) + 3
     table = "\n".join(
         f"{row[0][0]:<40}" + "".join(f"{cell:>{width}}" for _, cell in row)
         for row in zip(*columns, strict=True)
     )
-    words = "\n".join([*map(_in_words, explained), _ABOUT])
+    words = "\n".join([*map(in_words, explained), ABOUT])
     return f"What any attack can do:\n{table}\n\n{words}"
 
 
-def _column(each: Explained) -> list[tuple[str, str]]:
-    """What a table says of one guarantee: names of rows, and cells."""
+def rows_of(each: Explained) -> list[tuple[str, str]]:
+    """Returns what a table says of one guarantee: (name of a row, its cell)."""
     noise = each.noise_multiplier
     rows = [
         ("", each.name),
-        ("noise multiplier", "several" if noise is None else f"{noise:.4f}"),
+        ("noise multiplier", "several" if noise is None else _noise_up(noise)),
     ]
     for rate in RATES:
         found = in_percent(each.curve.true_positive_rate(rate))
@@ -144,7 +145,8 @@ def _column(each: Explained) -> list[tuple[str, str]]:
     return rows
 
 
-def _in_words(each: Explained) -> str:
+def in_words(each: Explained) -> str:
+    """What a guarantee means, in one sentence or two."""
     if not each.curve.guaranteed:
         return (
             "No guarantee: an attack may find everybody who is in the data, without a "
@@ -159,6 +161,11 @@ def _in_words(each: Explained) -> str:
         f"whoever is 1 % sure, at most {in_percent(rare)}; except with probability "
         f"{each.delta:g}."
     )
+
+
+def _noise_up(noise: float) -> str:
+    """Rounded up, so that what is said holds for whoever uses it."""
+    return f"{math.ceil(noise * 10_000 - 1e-9) / 10_000:.4f}"
 
 
 def read_audit(path: str) -> dict[str, list[tuple[float, ...]]]:
@@ -229,6 +236,38 @@ def draw(explained: list[Explained], path: str, audit: str | None = None) -> Non
         title="The most that any membership attack can find",
     )
     axes.legend(fontsize=8, loc="upper left")
+    axes.grid(alpha=0.3)
+    write_atomic(path, lambda file: figure.savefig(file, dpi=120, format="png"))
+    pyplot.close(figure)
+
+
+def draw_epsilon(plan: PrivacyPlan, path: str) -> None:
+    """Plots epsilon against updates, by both accountants, as a PNG."""
+    pyplot = plotting.pyplot()
+    count = min(plan.updates, 25)
+    updates = sorted({max(1, plan.updates * i // count) for i in range(count + 1)})
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    styles = {"pld": "-", "rdp": "--"}
+    for accountant in [plan.accountant] if plan.choice else styles:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            other = dataclasses.replace(plan, accountant=accountant)
+        epsilons = [other.epsilon(update) for update in updates]
+        axes.plot(
+            updates,
+            epsilons,
+            styles[accountant],
+            color="black",
+            label=accountant.upper(),
+        )
+    axes.set(
+        xlabel="updates",
+        ylabel=f"epsilon at delta = {plan.delta:g}",
+        title=f"noise multiplier {plan.noise_multiplier:.3g}, "
+        f"q = {plan.sampling_probability:.4g}",
+        ylim=(0, None),
+    )
+    axes.legend()
     axes.grid(alpha=0.3)
     write_atomic(path, lambda file: figure.savefig(file, dpi=120, format="png"))
     pyplot.close(figure)

@@ -12,30 +12,29 @@ python bin/privacy.py --num_examples=50000 --delta=1e-5 --updates=2400 \
       --batch_size=4096 --attack_success=0.1 --at_fpr=0.01
 python bin/privacy.py --num_examples=50000 --delta=1e-5 --updates=2400 \
       --batch_size=4096 --epsilon=8 --trials=6
+python bin/privacy.py --num_examples=50000 --delta=1e-5 --explain --output=privacy.html
 python bin/privacy.py --card=models/digits --explain
 python bin/privacy.py --card=models/digits --registry > entry.yaml
 python bin/privacy.py --verify=models/digits
 """
 
-import dataclasses
 import functools
 import json
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import flags
 
-from dpmix_tf import plotting
-from dpmix_tf.cli import common, explain
-from dpmix_tf.cli.startup import start_tensorflow
+from dpmix_tf.cli import cards, common, explain, explain_page
 from dpmix_tf.errors import DPMixError
-from dpmix_tf.files import write_atomic
 from dpmix_tf.privacy import Ledger, PrivacyPlan, accounting, attacks
 from dpmix_tf.privacy.plan import finite_or_none, round_up
 from dpmix_tf.privacy.selection import DISTRIBUTIONS
 from dpmix_tf.privacy.statement import state_guarantee
+
+T = TypeVar("T")
 
 _NUM_EXAMPLES = flags.DEFINE_integer(
     "num_examples", None, "Number of training examples, N."
@@ -77,6 +76,18 @@ _EXPLAIN = flags.DEFINE_bool(
 _EPSILONS = flags.DEFINE_list(
     "epsilons", None, "Explain these epsilons beside each other, such as 1,4,8."
 )
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "With --explain: write a page with sliders over epsilon, batch size and updates to "
+    "this HTML file. Takes minutes.",
+)
+_BATCHES = flags.DEFINE_list(
+    "batch_sizes", None, "Batch sizes of --output, such as 500,1000."
+)
+_SEVERAL_UPDATES = flags.DEFINE_list(
+    "numbers_of_updates", None, "Numbers of updates of --output, such as 100,1000."
+)
 _SUCCESS = flags.DEFINE_float(
     "attack_success",
     None,
@@ -103,14 +114,17 @@ _VERIFY = flags.DEFINE_string(
 
 def _main(argv: list[str]) -> None:
     _check_flags()
+    as_json = _FORMAT.value == "json"
     if _VERIFY.value is not None:
-        _verify_card(_VERIFY.value)
+        cards.verify(_VERIFY.value, as_json)
     elif _CARD.value is not None and _EXPLAIN.value:
         _explain_card(_CARD.value)
     elif _CARD.value is not None and _REGISTRY.value:
-        _print_entry(_CARD.value)
+        cards.print_entry(_CARD.value)
     elif _CARD.value is not None:
-        _print_card(_CARD.value)
+        cards.print_card(_CARD.value, as_json)
+    elif _OUTPUT.value is not None:
+        _write_page()
     elif _EPSILONS.value is not None:
         _explain([_explained(_with_warnings(plan)) for plan in _plans_of_epsilons()])
     else:
@@ -119,9 +133,13 @@ def _main(argv: list[str]) -> None:
 
 def _check_flags() -> None:
     """Refuses flags that would do nothing."""
-    for name, value in (("epsilons", _EPSILONS.value), ("audit", _AUDIT.value)):
-        if value is not None and not _EXPLAIN.value:
-            raise DPMixError(f"--{name} is for --explain: give that too.")
+    for flag in (_EPSILONS, _AUDIT, _OUTPUT):
+        if flag.value is not None and not _EXPLAIN.value:
+            raise DPMixError(f"--{flag.name} is for --explain: give that too.")
+    for flag in (_BATCHES, _SEVERAL_UPDATES):
+        if flag.value is not None and _OUTPUT.value is None:
+            raise DPMixError(f"--{flag.name} is for --output: give that too.")
+    _check_flags_of_page()
     if _REGISTRY.value and (_CARD.value is None or _EXPLAIN.value):
         raise DPMixError("Give --registry with --card, and without --explain.")
     if _AUDIT.value is not None and not _PICTURE.value:
@@ -132,15 +150,30 @@ def _check_flags() -> None:
         raise DPMixError("Give --epsilons without --card and --attack_success.")
 
 
-def _with_warnings(solve: Callable[[], PrivacyPlan]) -> PrivacyPlan:
-    """Makes a plan and prints what it warns about."""
+def _check_flags_of_page() -> None:
+    """Refuses flags that a page with sliders leaves no room for."""
+    alone = (_EPSILON, _NOISE, _UPDATES, _BATCH, _SUCCESS, _PICTURE, _CARD)
+    for flag in alone if _OUTPUT.value is not None else ():
+        if flag.value is not None:
+            raise DPMixError(
+                f"--output writes a page of many plans; it does not go with "
+                f"--{flag.name}. Give --epsilons, --batch_sizes and "
+                "--numbers_of_updates instead, or none."
+            )
+    others = _GROUP.value > 1 or _FORMAT.value == "json" or _TRIALS.value != 1
+    if _OUTPUT.value is not None and others:
+        raise DPMixError("Give --output without --group_size, --format and --trials.")
+
+
+def _with_warnings(make: Callable[[], T]) -> T:
+    """Makes a plan, or a grid of them, and prints what it warns about."""
     common.require(num_examples=_NUM_EXAMPLES.value, delta=_DELTA.value)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        plan = solve()
+        made = make()
     for text in {str(warning.message) for warning in caught}:
         print(f"warning: {text}", file=sys.stderr)
-    return plan
+    return made
 
 
 def _answer(plan: PrivacyPlan) -> None:
@@ -179,7 +212,8 @@ def _answer(plan: PrivacyPlan) -> None:
         if explained:
             print("\n" + explain.to_text(explained))
     if _PICTURE.value and not explained:
-        draw_curve(plan, _PICTURE.value)
+        explain.draw_epsilon(plan, _PICTURE.value)
+        print(f"\nPicture written to {_PICTURE.value}")
     _draw(explained)
 
 
@@ -213,64 +247,44 @@ def _plans_of_epsilons() -> list[Callable[[], PrivacyPlan]]:
     common.require(updates=_UPDATES.value, batch_size=_BATCH.value)
     if _EPSILON.value is not None or _NOISE.value is not None:
         raise DPMixError("Give --epsilons without --epsilon and --noise_multiplier.")
-    try:
-        epsilons = [float(text) for text in _EPSILONS.value]
-    except ValueError as error:
-        raise DPMixError(
-            f"--epsilons must be numbers such as 1,4,8: {error}."
-        ) from error
+    epsilons = _numbers(_EPSILONS, float)
     return [functools.partial(_for_epsilon, epsilon) for epsilon in epsilons]
 
 
-def _print_card(path: str) -> None:
-    start_tensorflow()
-    from dpmix_tf.serving.privacy_card import read_card, to_markdown
+def _numbers(flag: flags.FlagHolder, kind: type) -> list[Any]:
+    try:
+        return [kind(text) for text in flag.value]
+    except ValueError as error:
+        raise DPMixError(
+            f"--{flag.name} must be numbers such as 1,4,8: {error}."
+        ) from error
 
-    card = read_card(path)
-    as_json = _FORMAT.value == "json"
-    print(json.dumps(card, indent=2) if as_json else to_markdown(card), end="")
 
-
-def _print_entry(path: str) -> None:
-    start_tensorflow()
-    from dpmix_tf.serving.privacy_card import read_card
-    from dpmix_tf.serving.registry import to_yaml
-
-    print(to_yaml(read_card(path)), end="")
+def _write_page() -> None:
+    given = {
+        name: _numbers(flag, kind)
+        for name, flag, kind in (
+            ("epsilons", _EPSILONS, float),
+            ("batch_sizes", _BATCHES, float),
+            ("updates", _SEVERAL_UPDATES, int),
+        )
+        if flag.value is not None
+    }
+    grid = _with_warnings(
+        lambda: explain_page.grid_for(
+            num_examples=_NUM_EXAMPLES.value,
+            delta=_DELTA.value,
+            accountant=_ACCOUNTANT.value,
+            **given,
+        )
+    )
+    explain_page.write_page(_OUTPUT.value, grid)
+    print(f"Page written to {_OUTPUT.value}")
 
 
 def _explain_card(path: str) -> None:
-    start_tensorflow()
-    from dpmix_tf.serving.privacy_card import read_card
-
-    privacy = read_card(path)["privacy"]
-    ledger = Ledger.from_list(privacy.get("ledger", []), path)
-    if not ledger.parts() and privacy["updates"]:
-        raise DPMixError(
-            f"{path} does not say which updates its network was trained with; it was "
-            "written by an older version of dpmix_tf. Export the run again."
-        )
-    explained = explain.explain(
-        ledger,
-        delta=privacy["delta"],
-        accountant=privacy["accountant"],
-        group_size=_GROUP.value,
-        seed_is_known=privacy["seed_chosen_by_user"],
-    )
+    explained = cards.explain_card(path, _GROUP.value)
     _explain([explained])
-
-
-def _verify_card(path: str) -> None:
-    start_tensorflow()
-    from dpmix_tf.serving import verify_card
-
-    checks = verify_card.verify_card(path)
-    if _FORMAT.value == "json":
-        print(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
-    else:
-        print(verify_card.to_text(checks))
-    if not all(check.agrees for check in checks):
-        sys.exit(1)
 
 
 def _for_epsilon(epsilon: float) -> PrivacyPlan:
@@ -310,7 +324,7 @@ def _for_attack() -> PrivacyPlan:
         num_examples=_NUM_EXAMPLES.value,
         expected_batch_size=_BATCH.value,
         updates=_UPDATES.value,
-        accountant=_ACCOUNTANT.value,
+        **_how(),
     )
 
 
@@ -366,39 +380,6 @@ def _solve() -> PrivacyPlan:
             "Raise the noise multiplier."
         )
     return plan(**{field: most})
-
-
-def draw_curve(plan: PrivacyPlan, path: str) -> None:
-    """Plots epsilon against updates, by both accountants, as a PNG."""
-    pyplot = plotting.pyplot()
-    count = min(plan.updates, 25)
-    updates = sorted({max(1, plan.updates * i // count) for i in range(count + 1)})
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    styles = {"pld": "-", "rdp": "--"}
-    known = [plan.accountant] if plan.choice else list(styles)
-    for accountant in known:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            other = dataclasses.replace(plan, accountant=accountant)
-        epsilons = [other.epsilon(update) for update in updates]
-        axes.plot(
-            updates,
-            epsilons,
-            styles[accountant],
-            color="black",
-            label=accountant.upper(),
-        )
-    axes.set(
-        xlabel="updates",
-        ylabel=f"epsilon at delta = {plan.delta:g}",
-        title=f"noise multiplier {plan.noise_multiplier:.3g}, "
-        f"q = {plan.sampling_probability:.4g}",
-        ylim=(0, None),
-    )
-    axes.legend()
-    axes.grid(alpha=0.3)
-    write_atomic(path, lambda file: figure.savefig(file, dpi=120, format="png"))
-    print(f"\nPicture written to {path}")
 
 
 def main() -> None:

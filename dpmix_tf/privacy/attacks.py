@@ -303,8 +303,9 @@ def plan_for_attack(
             "noise. Lower attack_success."
         )
 
+    # What a choice among trials allows is known for any noise, and needs no grid.
     def success(noise: float, coarse: bool = False) -> float:
-        part = accounting.Part(noise, float(plan.sampling_probability), int(updates))
+        part = dataclasses.replace(plan, noise_multiplier=noise).part()
         curve = _trade_off((part,), float(delta), 1, _SEARCH_POINTS, coarse)
         return curve.true_positive_rate(at_fpr)
 
