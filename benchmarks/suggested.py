@@ -88,13 +88,13 @@ def row(folder):
     table = np.array([[accuracies[rate][seed] for seed in seeds] for rate in rates])
     means = table.mean(axis=1)
     middle, best = len(rates) // 2, int(means.argmax())
-    behind = table[middle] - table[best]
+    behind = (table[middle] - table[best]).round(9)
     error = behind.std(ddof=1) / len(seeds) ** 0.5
     tried = " / ".join(f"{mean:.2f}" for mean in means)
     name = local_path(folder).name
     return (
         f"| {name} | {epsilon:g} | {rates[middle]:g} | {tried} | {rates[best]:g} | "
-        f"{behind.mean():.2f} ({error:.2f}) |"
+        f"{behind.mean().round(9) + 0.0:.2f} ({error:.2f}) |"
     )
 
 
