@@ -20,7 +20,6 @@ import sys
 from absl import flags
 
 from dpmix_tf.cli import common
-from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path
 
 _CONFIG = common.define_config()
@@ -42,11 +41,6 @@ def _main(argv: list[str]) -> None:
     from dpmix_tf.privacy.plan import round_up
     from dpmix_tf.training import Trainer, make_strategy
 
-    if _CONFIG.value.privacy.trials != 1:
-        raise DPMixError(
-            "privacy.trials is for bin/tune.py, which draws the number of trials and "
-            "chooses among them. Leave it out."
-        )
     strategy = make_strategy(_STRATEGY.value)
     trainer = Trainer(_CONFIG.value, _WORKDIR.value, strategy)
     result = trainer.run()

@@ -9,7 +9,9 @@ little more than one, and config.privacy.epsilon covers all of it (Papernot and 
 2022). Trials are scored on validation records, with noise, so that these are protected
 as training records are; --public_validation says that they need not be.
 
-Only --workdir/best may be published. If interrupted, run the same command again.
+The chosen run is --workdir/best, to be exported like any other; all else in --workdir,
+and what this prints while it trains, stays secret. If interrupted, run the same command
+again.
 """
 
 import ast
@@ -26,7 +28,7 @@ from dpmix_tf.files import local_path
 
 _CONFIG = common.define_config()
 _WORKDIR = common.define_workdir(
-    "Folder for the trials (secret), and best/, the run that may be published."
+    "Folder for the trials (secret), and best/, the run that is chosen."
 )
 _TRY = flags.DEFINE_multi_string(
     "try", [], "FIELD=VALUE,VALUE,... of the config; give it once for each field."

@@ -114,6 +114,11 @@ class Study:
                     f"{what} must be among {', '.join(self.known)}; received: "
                     f"{', '.join(map(repr, named))}."
                 )
+        if config.base.privacy.trials != 1:
+            raise DPMixError(
+                "Experiments tune outside the guarantee. Leave out privacy.trials, or "
+                "use bin/tune.py."
+            )
         if config.base.report.noise is not None:
             raise DPMixError(
                 "Experiments compare test accuracy without noise. Leave out "

@@ -296,16 +296,15 @@ def plan_for_attack(
 
     # Without noise, an attack finds whoever has joined a batch, and guesses the rest.
     never = (1 - plan.sampling_probability) ** updates
-    if attack_success >= 1 - never * (1 - at_fpr):
+    if plan.choice is None and attack_success >= 1 - never * (1 - at_fpr):
         raise DPMixError(
             f"{updates} updates at this batch size let no attack reach "
             f"{attack_success:g} at a false-positive rate of {at_fpr:g}, even without "
             "noise. Lower attack_success."
         )
 
-    # What a choice among trials allows is known for any noise, and needs no grid.
     def success(noise: float, coarse: bool = False) -> float:
-        part = dataclasses.replace(plan, noise_multiplier=noise).part()
+        part = plan.part()._replace(noise_multiplier=noise)
         curve = _trade_off((part,), float(delta), 1, _SEARCH_POINTS, coarse)
         return curve.true_positive_rate(at_fpr)
 

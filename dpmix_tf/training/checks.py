@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+from ml_collections import ConfigDict
 
 from dpmix_tf.data import ExampleSource
 from dpmix_tf.errors import BudgetExhaustedError, DPMixError
@@ -162,3 +163,15 @@ def check_source(
         raise DPMixError(
             f"The network has {classes} outputs; the source has {named} classes."
         )
+
+
+def check_intervals(run: ConfigDict) -> None:
+    """Raises DPMixError unless a config's `run` says how often to do what."""
+    for name in (
+        "evaluate_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "evaluation_batch_size",
+    ):
+        if run[name] < 1:
+            raise DPMixError(f"run.{name} must be 1 or more, received: {run[name]}.")

@@ -161,9 +161,9 @@ def record_scores(score: Score, source: ExampleSource, record: str) -> np.ndarra
     if score.metric == "accuracy":
         each = (np.argmax(score.logits, axis=-1) == score.labels).astype(np.float64)
     else:
-        missed = (special.expit(score.logits) - score.labels) ** 2
-        known = np.maximum(np.sum(~np.isnan(missed), axis=-1), 1)
-        each = 1.0 - np.nansum(missed, axis=-1) / known
+        known = ~np.isnan(score.labels)
+        missed = np.where(known, special.expit(score.logits) - score.labels, 0.0) ** 2
+        each = 1.0 - missed.sum(axis=-1) / np.maximum(known.sum(axis=-1), 1)
     if record == EXAMPLE:
         return each
     if isinstance(source, PeopleSource):

@@ -26,6 +26,7 @@ from dpmix_tf.privacy import Ledger, randomness
 from dpmix_tf.privacy.plan import round_up
 from dpmix_tf.training import checkpoints, cluster
 from dpmix_tf.training.build import Start, build_model, make_plan, pin_weights
+from dpmix_tf.training.checks import check_intervals
 from dpmix_tf.training.class_counts import count_classes, plan_of_counts
 from dpmix_tf.training.dp_model import DPMixModel
 from dpmix_tf.training.evaluation import Evaluator, Score, summary
@@ -54,6 +55,7 @@ class Trainer:
         int in [0, 2**128); config.seed must then be None. By default the seed is for
         this run alone.
       dataset: what config.data describes, if it is loaded already.
+      trial: whether training.tuning chooses among this run and others.
 
     Raises:
       DPMixError: the config, the data or the workdir is invalid, or another process
@@ -68,7 +70,13 @@ class Trainer:
         *,
         shared_seed: int | None = None,
         dataset: Dataset | None = None,
+        trial: bool = False,
     ):
+        if (config.privacy.trials != 1) > trial:
+            raise DPMixError(
+                "privacy.trials is for bin/tune.py, which draws the number of trials "
+                "and chooses among them. Leave it out."
+            )
         self._new_seed = randomness.new_seed(config.seed, shared_seed)
         self.config = config = pin_weights(with_plain_schedule(config))
         self.strategy = strategy or tf.distribute.get_strategy()
@@ -87,16 +95,7 @@ class Trainer:
 
     def _set_up(self, dataset: Dataset | None) -> None:
         config = self.config
-        for name in (
-            "evaluate_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "evaluation_batch_size",
-        ):
-            if config.run[name] < 1:
-                raise DPMixError(
-                    f"run.{name} must be 1 or more, received: {config.run[name]}."
-                )
+        check_intervals(config.run)
         self.dataset = dataset or load_dataset(**config.data.to_dict())
         self.plan = make_plan(
             config, len(self.dataset.train), self.dataset.train.record
@@ -208,8 +207,8 @@ class Trainer:
     def train_and_score(self, source: ExampleSource) -> Score:
         """Trains to the plan's last update, and scores the averaged weights.
 
-        The test set is left alone. A new Trainer of the same workdir can still `run`,
-        which then only measures it.
+        Nothing is measured or written but checkpoints and what is spent. A new Trainer
+        of the same workdir can still `run`, which then measures the test set.
 
         Args:
           source: what to score on.
@@ -224,7 +223,7 @@ class Trainer:
         assert self.workdir is not None
         self.workdir.refuse_if_closed()
         try:
-            self._train(Metrics(self.workdir.path, keep_until=self.model.updates))
+            self._train(None)
             with self.model.average.applied():
                 return self._score(source)
         finally:

@@ -18,10 +18,17 @@ import keras
 from absl import logging
 from ml_collections import ConfigDict
 
-from dpmix_tf.data import Dataset, load_dataset
+from dpmix_tf.data import Dataset, ExampleSource, load_dataset
 from dpmix_tf.errors import DivergedError, DPMixError
-from dpmix_tf.files import local_path, lock_file, write_atomic, write_text_atomic
+from dpmix_tf.files import (
+    local_path,
+    lock_file,
+    write_atomic,
+    write_folder_atomic,
+    write_text_atomic,
+)
 from dpmix_tf.privacy import PrivacyPlan, randomness
+from dpmix_tf.privacy.plan import EXAMPLE
 from dpmix_tf.privacy.selection import check_distribution
 from dpmix_tf.privacy.trials import draw_trials, noised_score, score_noise_for
 from dpmix_tf.training.build import build_model, make_plan, pin_weights
@@ -30,7 +37,7 @@ from dpmix_tf.training.evaluation import record_scores
 from dpmix_tf.training.trainer import Trainer
 from dpmix_tf.training.workdir import differences, read_json
 
-BEST = "best"  # the folder of the run that may be published
+BEST = "best"  # the folder of the run that was chosen
 _DIVERGED = -1e9  # score of a trial whose weights are no longer finite
 # Other data, or other ways to run, are not settings to choose by a score.
 _FIXED = ("data", "run", "seed", "pool", "report", "card")
@@ -59,9 +66,10 @@ class Tuner:
     """Trains a drawn number of trials with drawn candidates, and keeps the best.
 
     The workdir holds `tuning.json` (SECRET: how many trials were drawn), `trials/`
-    (SECRET: scores, and the run of the best trial so far), `cache/` and at the end
-    `best/`, the only part that may be published. Killed anywhere, a Tuner with the same
-    arguments resumes.
+    (SECRET: scores, and the run of the best trial so far), `cache/` (SECRET: features)
+    and at the end `best/`, a run like any other: what may be published of a run may be
+    published of it, and nothing in it tells how many trials there were. Killed
+    anywhere, a Tuner with the same arguments resumes.
 
     Args:
       config: see training/config.py; `privacy.epsilon` is that of the whole.
@@ -94,13 +102,7 @@ class Tuner:
         self._choices = {name: list(values) for name, values in choices.items()}
         self._config = pin_weights(self._with_choice(config, trials, distribution))
         self._dataset = dataset or load_dataset(**self._config.data.to_dict())
-        validation = self._dataset.validation
-        if validation is None:
-            raise DPMixError(
-                "Trials are scored on validation records, and there are none: set "
-                "data.validation_fraction above 0."
-            )
-        self._validation = validation
+        self._validation = self._check_validation()
         if not public_validation:
             privacy = self._config.privacy
             privacy.score_noise = score_noise_for(
@@ -109,10 +111,10 @@ class Tuner:
         self._candidates = self._combine()
         self._lock = self._open()
         try:
-            self._refuse_another_tuning()
             self._plan = self._check_candidates()
             assert self._plan.choice is not None
             self._choice = self._plan.choice
+            self._refuse_another_tuning()
         except BaseException:
             self._lock.close()
             raise
@@ -130,6 +132,11 @@ class Tuner:
             raise DPMixError(
                 "Each trial draws a secret seed of its own. Leave out config.seed."
             )
+        if config.run.private_metrics:
+            raise DPMixError(
+                "run.private_metrics writes numbers without noise, which epsilon does "
+                "not cover. Leave it out."
+            )
         if config.privacy.epsilon is None or config.privacy.class_counts_noise:
             raise DPMixError(
                 "Tuning finds the noise for all trials together: give privacy.epsilon, "
@@ -141,9 +148,25 @@ class Tuner:
         config.privacy.trials = float(trials)
         config.privacy.trials_distribution = distribution
         config.privacy.accountant = "rdp"
-        if config.views.visits is not None and config.run.cache_dir is None:
+        if config.run.cache_dir is None:  # not in the folder of the best
             config.run.cache_dir = str(self.workdir / "cache")
         return config
+
+    def _check_validation(self) -> ExampleSource:
+        """Returns the validation records, if there are any and they can be scored."""
+        validation, train = self._dataset.validation, self._dataset.train
+        if validation is None or not len(validation.examples):
+            raise DPMixError(
+                "Trials are scored on validation records, and there are none: set "
+                "data.validation_fraction above 0."
+            )
+        if train.record != EXAMPLE and validation.people is None:
+            raise DPMixError(
+                "The training records are people, but it is not known whose the "
+                "validation images are. Give a PeopleSource, or a table with "
+                "data.person."
+            )
+        return validation
 
     def _combine(self) -> list[dict[str, Any]]:
         for name, values in self._choices.items():
@@ -185,8 +208,11 @@ class Tuner:
             return
         theirs, mine = read_json(path), self._about()
         lines = differences(theirs["config"], mine["config"])
-        if theirs["choices"] != mine["choices"]:
-            lines.append(f"choices: {theirs['choices']} there, {mine['choices']} here")
+        lines += [
+            f"{name}: {theirs[name]} there, {mine[name]} here"
+            for name in mine
+            if name != "config" and theirs[name] != mine[name]
+        ]
         if lines:
             raise DPMixError(
                 f"{self.workdir} holds another tuning:\n"
@@ -195,9 +221,15 @@ class Tuner:
             )
 
     def _about(self) -> dict[str, Any]:
+        # Other data would make other trials, and a record that one has trained on
+        # could be one that another is scored on.
         about = {
             "config": json.loads(self._config.to_json()),
             "choices": self._choices,
+            "plan": self._plan.to_dict(),
+            "training data": self._dataset.train.fingerprint(),
+            "validation data": self._validation.fingerprint(),
+            "pools": self._pools,
         }
         return json.loads(json.dumps(about))  # as it is read again: lists, no tuples
 
@@ -211,16 +243,20 @@ class Tuner:
           DPMixError: one cannot be built.
         """
         train, plans = self._dataset.train, []
+        self._pools: list[str | None] = []
         for candidate in self._candidates:
             config = self._config_of(candidate)
             plan = make_plan(config, len(train), train.record)
             seed = randomness.fresh_seed()
-            build_model(
+            model = build_model(
                 *(config, self._dataset, plan, seed), cache_dir=config.run.cache_dir
             )
+            pool = model.views.pool
+            self._pools.append(pool.digest if pool else None)
             keras.backend.clear_session()
             plans.append(plan)
-            assert plan.part() == plans[0].part(), "a trial's cost is its candidate's"
+            if plan.part() != plans[0].part():
+                raise DPMixError(f"{candidate} changes what a trial costs.")
         return plans[0]
 
     def run(self) -> Tuned:
@@ -233,7 +269,7 @@ class Tuner:
         with self._lock:
             drawn = self._draw()
             for number, index in enumerate(drawn, start=1):
-                self._score(number, self._candidates[index], len(drawn))
+                self._score(number, self._candidates[index])
                 self._keep_the_best(number)
             return self._publish(drawn)
 
@@ -258,15 +294,14 @@ class Tuner:
     def _folder(self, number: int) -> Path:
         return self.workdir / "trials" / f"{number:04}"
 
-    def _score(self, number: int, candidate: dict[str, Any], of: int) -> None:
+    def _score(self, number: int, candidate: dict[str, Any]) -> None:
         """Trains and scores one trial, unless that is done."""
         folder = self._folder(number)
         if _score_file(folder).exists():
             return
-        logging.info("Trial %d of %d: %s", number, of, candidate)
-        # Without validation records: their accuracy would be written without noise.
-        dataset = dataclasses.replace(self._dataset, validation=None)
-        trainer = Trainer(self._config_of(candidate), folder, dataset=dataset)
+        logging.info("Trial %d: %s", number, candidate)
+        config = self._config_of(candidate)
+        trainer = Trainer(config, folder, dataset=self._dataset, trial=True)
         noised, count = _DIVERGED, 0
         # Weights that are no longer finite are seen from what is released.
         with contextlib.suppress(DivergedError):
@@ -302,9 +337,12 @@ class Tuner:
                 f", and epsilon = {self._plan.epsilon():.3f} is spent. Try lower rates."
             )
         if not folder.exists():
-            self._folder(best).rename(folder)
+            write_folder_atomic(folder, lambda new: _copy(self._folder(best), new))
+        shutil.rmtree(self._folder(best), ignore_errors=True)
+        # Without validation records: their accuracy would be written without noise.
         dataset = dataclasses.replace(self._dataset, validation=None)
-        final = Trainer(self._config_of(values), folder, dataset=dataset).run()
+        config = self._config_of(values)
+        final = Trainer(config, folder, dataset=dataset, trial=True).run()
         score = min(max(found["score"], 0.0), 1.0)
         about = {
             "values": values,
@@ -317,6 +355,15 @@ class Tuner:
         }
         write_text_atomic(folder / "tuning.json", json.dumps(about, indent=2) + "\n")
         return Tuned(values=values, score=score, folder=folder, final=final)
+
+
+def _copy(run: Path, folder: Path) -> None:
+    """Copies a run: new files, whose dates do not tell when the trial was trained."""
+    for name in ("config.json", "privacy.json"):
+        shutil.copyfile(run / name, folder / name)
+    (folder / "checkpoints").mkdir(mode=0o700)
+    for path in (run / "checkpoints").glob("*.npz"):
+        shutil.copyfile(path, folder / "checkpoints" / path.name)
 
 
 def _score_file(folder: Path) -> Path:

@@ -295,6 +295,13 @@ def test_attacks_on_what_was_chosen_are_limited_by_its_epsilon():
     assert less < rate < pair.true_positive_rate(0.01)
 
 
+def test_the_noise_that_stops_attacks_knows_of_the_choice():
+    settings = SETTINGS | {"trials": 6.0}
+    plan = attacks.plan_for_attack(attack_success=0.1, at_fpr=0.01, **settings)
+    curve = attacks.trade_off(Ledger.planned(plan), DELTA)
+    assert 0.099 < curve.true_positive_rate(0.01) <= 0.1
+
+
 def test_the_statement_tells_of_the_choice_and_of_what_it_assumes():
     said = state_guarantee(Ledger.planned(chosen_plan()), chosen_plan())
     assert "drawn from a Poisson distribution with mean 4" in said

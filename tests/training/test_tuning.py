@@ -1,6 +1,7 @@
 """Tuning inside the guarantee, from the drawn number to the folder that is left."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -64,6 +65,14 @@ def make(workdir, choices=RATES, config=None, **settings):
     return Tuner(config or small_config(), workdir, choices, **settings)
 
 
+def forced(workdir, *indices, **settings):
+    """Tunes with trials that the test decides."""
+    tuner = make(workdir, **settings)
+    about = tuner._about() | {"secret": True, "trials": list(indices)}
+    tuning._write_secret(workdir / "tuning.json", about)
+    return tuner.run()
+
+
 def files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
@@ -72,10 +81,7 @@ def files(folder):
 def tuned(tmp_path_factory):
     """A workdir in which three trials ran, the second with a rate that learns."""
     workdir = tmp_path_factory.mktemp("tuned")
-    tuner = make(workdir)
-    about = tuner._about() | {"secret": True, "trials": [0, 1, 0]}
-    tuning._write_secret(workdir / "tuning.json", about)
-    return workdir, tuner.run()
+    return workdir, forced(workdir, 0, 1, 0)
 
 
 def test_the_best_trial_is_published_and_nothing_else_is_left(tuned):
@@ -93,14 +99,41 @@ def test_the_best_trial_is_published_and_nothing_else_is_left(tuned):
     assert metadata["updates"] == 6 and network.count_params() > 0
 
 
-def test_nothing_published_tells_how_many_trials_there_were(tuned):
-    workdir, _ = tuned
-    about = json.loads((workdir / "best" / "tuning.json").read_text())
+def contents(best):
+    """Names and contents of what may be told of a run, but for its random numbers."""
+    found = {}
+    for name in files(best):
+        # TensorFlow names its file by time, host, process and a counter.
+        shown = re.sub(r"\.\d{9,}\..*\.\d+\.(\d+)\.v2", r".\1.v2", name)
+        text = ""
+        if name.endswith(".json") or name.endswith(".jsonl"):
+            text = (best / name).read_text().replace(str(best.parent), "")
+            text = re.sub(r"[0-9a-f]{16}|-?\d+\.\d+(e[+-]\d+)?", "*", text)
+        found[shown] = text
+    return found
+
+
+def test_nothing_in_best_tells_how_many_trials_there_were(tuned, tmp_path):
+    """Nor which of them it was."""
+    forced(tmp_path, 1)
+    alone = contents(tmp_path / "best")
+    assert alone == contents(tuned[0] / "best")
+    assert any("tfevents.0.v2" in name for name in alone)
+    about = json.loads((tuned[0] / "best" / "tuning.json").read_text())
     assert about["trials"] == 3.0 and about["trials_distribution"] == "poisson"
     assert about["validation_records"] == 60
-    assert "secret" not in about
-    settings = json.loads((workdir / "best" / "config.json").read_text())
-    assert settings["privacy"]["trials"] == 3.0
+    # The files of a trial are older than those of best.
+    dates = [path.stat().st_mtime for path in (tuned[0] / "best").rglob("*")]
+    last_score = (tuned[0] / "trials" / "0003.json").stat().st_mtime
+    assert min(dates) >= last_score
+
+
+def test_a_trial_writes_no_curves(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        tuning.Tuner, "_publish", lambda self, drawn: files(self._folder(1))
+    )
+    written = forced(tmp_path, 1)
+    assert not any("tensorboard/" in name or "metrics" in name for name in written)
 
 
 def test_epsilon_covers_the_choice(tuned):
@@ -250,6 +283,39 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_trained(
     assert not (tmp_path / "tuning.json").exists()
 
 
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_other_data_are_refused(tuned, part):
+    count = {"train": 80, "validation": 60}[part]
+    with pytest.raises(DPMixError, match="data: .* there"):
+        make(tuned[0], dataset=dataset(**{part: source(count, 9)}))
+
+
+def test_what_would_be_told_without_noise_is_refused(tmp_path):
+    config = small_config()
+    config.run.private_metrics = True
+    with pytest.raises(DPMixError, match="run.private_metrics"):
+        make(tmp_path, config=config)
+
+
+def test_people_are_to_be_known_before_anything_is_trained(tmp_path):
+    people = PeopleSource(source(80, 0), np.arange(80) // 2)
+    config = small_config(expected_batch_size=20)
+    with pytest.raises(DPMixError, match="not known whose"):
+        make(tmp_path, config=config, dataset=dataset(train=people))
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_are_not_kept_in_the_folder_of_the_best(tmp_path):
+    tuner = make(tmp_path)
+    assert tuner._config.run.cache_dir == str(tmp_path / "cache")
+
+
+def test_a_run_is_a_trial_only_for_the_tuner(tmp_path):
+    config = small_config(trials=3.0, accountant="rdp")
+    with pytest.raises(DPMixError, match="bin/tune.py"):
+        tuning.Trainer(config, tmp_path, dataset=dataset())
+
+
 def test_a_chosen_seed_is_refused(tmp_path):
     config = small_config()
     config.seed = 3
@@ -291,3 +357,6 @@ def test_several_labels_are_scored_by_brier_s_rule():
     score = Score("auroc", None, [], logits, labels)
     found = record_scores(score, images, "example")
     np.testing.assert_allclose(found, [0.75, 0.5, 1.0])
+    broken = Score("auroc", None, [], np.full((3, 2), np.nan, np.float32), labels)
+    lost = record_scores(broken, images, "example")
+    assert np.isnan(lost[:2]).all()  # which a sum counts as 0
