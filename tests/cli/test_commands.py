@@ -391,6 +391,7 @@ def test_privacy_explains_and_verifies_a_card(tmp_path):
         (["--attack_success=0.1", "--epsilon=1"], "instead of --epsilon and"),
         (["--attack_success=0.001"], "attack_success must be"),
         (["--verify=a", "--card=b"], "Give --verify alone"),
+        (["--registry"], "Give --registry with --card"),
         (["--verify=nowhere"], "no privacy card in"),
         (
             ["--explain", "--epsilon=9", "--audit=setup.py", "--picture=nowhere/x.png"],

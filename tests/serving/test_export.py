@@ -414,9 +414,8 @@ def test_what_answers_differently_is_not_exported(trained, tmp_path, monkeypatch
     with pytest.raises(DPMixError, match="answers differently"):
         export.export_saved_model(trained, tmp_path / "models")
     monkeypatch.setattr(export, "_load_keras", lambda path, task: lambda images: np.nan)
-    monkeypatch.setitem(
-        export._WRITERS, ".keras", (export._save_keras, export._load_keras)
-    )
+    writer = (export._save_keras, export._load_keras, "a Keras file")
+    monkeypatch.setitem(export._WRITERS, ".keras", writer)
     with pytest.raises(DPMixError, match="answers differently"):
         export.export_file(trained, tmp_path / "models" / "x.keras")
     assert [p.name for p in (tmp_path / "models").iterdir()] == [".lock"]
