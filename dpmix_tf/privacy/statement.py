@@ -156,7 +156,7 @@ def _assumptions(spent: dict[PrivacyPlan, int], ledger: Ledger) -> str:
         if conditions.UNCHECKED_SAMPLING in noted
         else "The batches were drawn by dpmix_tf's own Poisson sampler."
     )
-    sentences += [_choice(plan) for plan in spent if plan.choice]
+    sentences += [choice_in_words(plan) for plan in spent if plan.choice]
     sentences += [text for name, text in _SENTENCES.items() if name in noted]
     sentences += [
         f"Epsilon also covers a release of how many {PLURAL[entry.plan.record]} have "
@@ -189,8 +189,8 @@ def _mechanism(plan: PrivacyPlan) -> str:
     )
 
 
-def _choice(plan: PrivacyPlan) -> str:
-    """How one of several trainings was chosen, and what that assumes."""
+def choice_in_words(plan: PrivacyPlan) -> str:
+    """States how one of several trainings was chosen, and what that assumes."""
     people = PLURAL[plan.record]
     distribution = plan.trials_distribution.replace("poisson", "Poisson")
     if plan.score_noise is None:

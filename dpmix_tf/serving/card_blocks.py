@@ -13,7 +13,7 @@ from typing import Any
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path
 from dpmix_tf.privacy import Ledger, PrivacyPlan
-from dpmix_tf.privacy.attacks import RATES, TradeOff, trade_off
+from dpmix_tf.privacy.attacks import RATES, trade_off
 from dpmix_tf.privacy.counts import counts_plan
 from dpmix_tf.privacy.ledger import CHOSEN, CLASS_COUNTS
 from dpmix_tf.privacy.plan import PERSON, finite_or_none
@@ -60,10 +60,7 @@ def meaning_of(
     """
     if epsilon is None:
         return None
-    tuned = any(tuning_of(entry.plan) for entry in ledger.entries)
-    # The curve is of one training run; choosing among several costs more, which
-    # epsilon covers.
-    curve = TradeOff.of_pair(epsilon, delta) if tuned else trade_off(ledger, delta)
+    curve = trade_off(ledger, delta)
     return {
         "mu": finite_or_none(curve.mu),
         "advantage": curve.advantage,
@@ -141,11 +138,9 @@ def tuning_of(plan: PrivacyPlan) -> dict[str, Any] | None:
     """Returns a plan's private choice of hyperparameters, which its epsilon covers.
 
     Returns:
-      The plan's fields about it; None where there was one trial, or where the plan
-      knows nothing of trials.
+      The plan's fields about it; None where this was the only training.
     """
-    known = {name: getattr(plan, name) for name in _TUNING if hasattr(plan, name)}
-    return known if known.get("trials", 1) > 1 else None
+    return {name: getattr(plan, name) for name in _TUNING} if plan.choice else None
 
 
 def release_epsilon(release: dict[str, Any], origin: str) -> float | None:

@@ -154,7 +154,8 @@ def _mechanism(card: dict[str, Any]) -> Rows:
         "after the noise": "; ".join(mechanism["post_processing"]),
         "hyperparameters": UNKNOWN
         if tuning is None
-        else f"chosen among {tuning['trials']:g} trials, which epsilon covers",
+        else f"chosen among {tuning['trials']:g} trials on average, which epsilon "
+        "covers",
         "arithmetic": "; ".join(
             f"{name.replace('_', ' ')}: {value}"
             for name, value in mechanism["arithmetic"].items()

@@ -18,7 +18,12 @@ from dpmix_tf.privacy import Ledger, PrivacyPlan
 from dpmix_tf.privacy import ledger as conditions
 from dpmix_tf.privacy.ledger import CHOSEN, SYSTEM
 from dpmix_tf.privacy.plan import EXAMPLE, round_up
-from dpmix_tf.privacy.statement import SEED_WARNINGS, adjacency, seed_origin
+from dpmix_tf.privacy.statement import (
+    SEED_WARNINGS,
+    adjacency,
+    choice_in_words,
+    seed_origin,
+)
 from dpmix_tf.serving.card_blocks import (
     composition_of,
     is_audit_of,
@@ -303,6 +308,10 @@ def _of_mechanism(
     gamma = plan.gamma if plan.clipping == "automatic" else None
     yield _check("mechanism.gamma", stated["gamma"], gamma, source)
     yield _check("tuning", card["tuning"], tuning_of(plan), source)
+    if plan.choice:
+        words = choice_in_words(plan)
+        said = words if words in card["statement"] else "something else"
+        yield _check("statement's choice", said, words, source)
     audit = card["audit"]
     if audit is None:
         return

@@ -17,6 +17,7 @@ from dpmix_tf.privacy.ledger import CHOSEN_SEED
 from dpmix_tf.serving import card_blocks, export, registry, verify_card
 from dpmix_tf.serving.card_page import sections, to_html, to_markdown
 from dpmix_tf.serving.privacy_card import check_card, read_card
+from dpmix_tf.serving.verify_card import check_numbers
 from dpmix_tf.training import Trainer
 from tests.conftest import ROOT
 from tests.experiments.test_runner import chromium
@@ -99,25 +100,20 @@ def test_without_a_guarantee_there_is_no_meaning(card):
         registry.to_registry(card)
 
 
-def test_choosing_among_trials_is_told_and_attacks_are_then_limited_by_epsilon(
-    told, monkeypatch
-):
-    plan = plan_of()
-    assert told["tuning"] is card_blocks.tuning_of(plan) is None
-    trials = {"trials": 20, "trials_distribution": "poisson", "score_noise": 2.0}
-    for name, value in trials.items():
-        monkeypatch.setattr(type(plan), name, value, raising=False)
-    assert card_blocks.tuning_of(plan) == trials
-    ledger, epsilon = Ledger.planned(plan, 50), told["privacy"]["epsilon"]
-    meaning = card_blocks.meaning_of(ledger, plan.delta, 2 * epsilon)
-    # Not what one training allows, but all that two epsilons do; and of no Gaussian.
-    assert meaning["mu"] is None
-    assert meaning["advantage"] > told["meaning"]["advantage"]
-    check_card(told | {"tuning": trials, "meaning": meaning}, "The card")
-    page = to_markdown(told | {"tuning": trials})
-    assert "chosen among 20 trials, which epsilon covers" in page
-    monkeypatch.setattr(type(plan), "trials", 1)
-    assert card_blocks.tuning_of(plan) is None
+def test_choosing_among_trials_is_told_and_lets_attacks_do_more(told):
+    assert told["tuning"] is None
+    trials = {"trials": 20.0, "trials_distribution": "poisson", "score_noise": 2.0}
+    card = card_of(plan_of(accountant="rdp", **trials))
+    assert card["tuning"] == trials
+    assert card["meaning"]["advantage"] > told["meaning"]["advantage"]
+    assert "chosen among 20 trials on average, which epsilon" in to_markdown(card)
+    checks = check_numbers(card)
+    assert all(check.agrees for check in checks)
+    # Who takes the condition out of the statement is found out.
+    card["statement"] = card["statement"].replace("must stay secret", "may be told")
+    assert [c.name for c in check_numbers(card) if not c.agrees] == [
+        "statement's choice"
+    ]
 
 
 def test_the_mechanism_is_that_of_the_run(told):
