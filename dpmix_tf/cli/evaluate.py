@@ -49,15 +49,15 @@ def _main(argv: list[str]) -> None:
     from dpmix_tf.training.workdir import read_json
 
     result: dict[str, object] = {"split": _SPLIT.value}
+    networks = {
+        weights: restore_network(_WORKDIR.value, weights=weights)
+        for weights in ("raw", "ema")
+    }
     config = read_json(local_path(_WORKDIR.value, "--workdir") / "config.json")
     reported = config.get("report", {}).get("noise")
     if _SPLIT.value == "test" and reported is not None:
         result["warning"] = _WARNING
         print(f"warning: {_WARNING}", file=sys.stderr)
-    networks = {
-        weights: restore_network(_WORKDIR.value, weights=weights)
-        for weights in ("raw", "ema")
-    }
     _, metadata = networks["ema"]
     dataset = restore_data(_WORKDIR.value, metadata, data_dir=_DATA_DIR.value)
     source = _checked(getattr(dataset, _SPLIT.value))

@@ -283,7 +283,7 @@ def test_a_broken_checkpoint_is_not_quoted(tmp_path, caplog):
     data = bytearray(path.read_bytes())
     seed = f"{trainer._seed:032x}"
     assert seed.encode() in data
-    data[26:28] = (600).to_bytes(2, "little")  # length of the first array's name
+    data[26:28] = (1200).to_bytes(2, "little")  # length of the first array's name
     path.write_bytes(data)
     with pytest.raises(zipfile.BadZipFile, match=seed):  # Python's own message
         checkpoints._load(path)
