@@ -13,11 +13,12 @@ demo: $(INSTALLED)
 	$(RUN) bin/generate_pool.py --config=configs/digits_diff.py
 	$(RUN) bin/experiment.py --config=configs/experiments/digits_arms.py \
 		--config.epsilons="(1.0,)" --config.seeds=3 \
-		--config.tune.optimizer.learning_rate="(1.0,)" --workdir=runs/demo/arms \
+		--config.tune.optimizer.learning_rate="(0.4,)" --workdir=runs/demo/arms \
 		--arms=dp_sgd,dp_mix_diff_warm --jobs=2
 	$(RUN) bin/train.py --config=configs/digits_diff.py --workdir=runs/demo/release \
 		--config.privacy.epsilon=1 --config.privacy.updates=60 \
-		--config.privacy.clipping=automatic --config.warm_start.epochs=20
+		--config.privacy.clipping=automatic --config.warm_start.epochs=20 \
+		--config.optimizer.learning_rate=0.4
 	$(RUN) bin/export.py --workdir=runs/demo/release --output=runs/demo/model
 	$(RUN) bin/privacy.py --card=runs/demo/model
 	@echo "The comparison: runs/demo/arms/report.html. Next:"
