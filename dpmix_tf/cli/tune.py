@@ -25,6 +25,7 @@ from absl import flags
 from dpmix_tf.cli import common
 from dpmix_tf.errors import DPMixError
 from dpmix_tf.files import local_path
+from dpmix_tf.privacy.selection import DISTRIBUTIONS
 
 _CONFIG = common.define_config()
 _WORKDIR = common.define_workdir(
@@ -37,7 +38,7 @@ _TRIALS = flags.DEFINE_float("trials", 6.0, "Mean number of trials, above 1.")
 _DISTRIBUTION = flags.DEFINE_enum(
     "distribution",
     "poisson",
-    ["poisson", "geometric", "logarithmic"],
+    list(DISTRIBUTIONS),
     "Of the number of trials. Poisson needs the least noise for a few of them, and may "
     "draw none; logarithmic for many.",
 )

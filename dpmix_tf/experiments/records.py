@@ -199,6 +199,12 @@ class Results:
         """Test accuracies of the averaged weights in percent, by seed."""
         return [100 * each.accuracy for each in self.of(arm, epsilon)]
 
+    @property
+    def software(self) -> list[dict[str, Any]]:
+        """The different versions that the test runs were made with, in order."""
+        found = {tuple(sorted(run.software.items(), key=str)) for run in self.runs}
+        return [dict(one) for one in sorted(found)]
+
     def microbatch(self, arm: str) -> int | None:
         """Examples that an arm clips as one, if it mixes different ones."""
         return self.study.fields(arm)["views.microbatch"]

@@ -377,10 +377,8 @@ class _Report:
         ]
 
     def _versions(self) -> Document:
-        found = {
-            tuple(sorted(each.software.items(), key=str)) for each in self.results.runs
-        }
         lines = [
-            ", ".join(f"{name} {value}" for name, value in one) for one in sorted(found)
+            ", ".join(f"{name} {version}" for name, version in one.items())
+            for one in self.results.software
         ]
         return [Heading("Made with"), Bullets(lines)]

@@ -166,7 +166,6 @@ def _mean(values: Sequence[float]) -> str:
 
 def figures(results: Results) -> dict[str, Any]:
     """Returns the accuracies behind the tables, by run, as JSON-able values."""
-    found = [*results.trials, *results.runs]
     return {
         "title": results.study.config.title,
         "runs": [
@@ -190,5 +189,5 @@ def figures(results: Results) -> dict[str, Any]:
             }
             for each in results.trials
         ],
-        "software": [dict(each) for each in {tuple(r.software.items()) for r in found}],
+        "software": results.software,
     }

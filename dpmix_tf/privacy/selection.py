@@ -67,10 +67,10 @@ class Part(NamedTuple):
     choice: Choice | None = None
 
 
-def update_event(
+def _update_event(
     noise_multiplier: float, sampling_probability: float
 ) -> dp_event.DpEvent:
-    """Returns one update, as dp_accounting names it."""
+    """One update."""
     event = dp_event.GaussianDpEvent(noise_multiplier)
     if sampling_probability < 1:
         return dp_event.PoissonSampledDpEvent(sampling_probability, event)
@@ -95,15 +95,19 @@ def accountants(parts: tuple[Part, ...]) -> list[rdp.RdpAccountant]:
 def _events(part: Part) -> list[dp_event.DpEvent]:
     """What a part may have done to a record."""
     trained = dp_event.SelfComposedDpEvent(
-        update_event(part.noise_multiplier, part.sampling_probability), part.updates
+        _update_event(part.noise_multiplier, part.sampling_probability), part.updates
     )
     if part.choice is None:
         return [trained]
     events = [_chosen(trained, part.choice)]
     if part.choice.score_noise is not None:
-        scored = dp_event.GaussianDpEvent(part.choice.score_noise)
-        events.append(_chosen(scored, part.choice))
+        events.append(_scored(part.choice))
     return events
+
+
+def _scored(choice: Choice) -> dp_event.DpEvent:
+    """What a choice may have done to a validation record."""
+    return _chosen(dp_event.GaussianDpEvent(choice.score_noise), choice)
 
 
 def _chosen(event: dp_event.DpEvent, choice: Choice) -> dp_event.DpEvent:
@@ -121,6 +125,5 @@ def score_epsilon(choice: Choice, delta: float) -> float:
     if choice.score_noise is None:
         return 0.0
     accountant = rdp.RdpAccountant()
-    scored = dp_event.GaussianDpEvent(choice.score_noise)
-    accountant.compose(_chosen(scored, choice))
+    accountant.compose(_scored(choice))
     return float(accountant.get_epsilon(delta))
